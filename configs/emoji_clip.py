@@ -1,0 +1,50 @@
+"""CLIP on the embedded emoji."""
+
+from vlalign.data.captions import CaptionView
+from vlalign.data.emoji import Emoji
+from vlalign.data.images import ImageView
+from vlalign.data.pipeline import Data
+from vlalign.data.tokenizer import Bpe
+from vlalign.encoders.text import TextTransformer
+from vlalign.encoders.vit import ViT
+from vlalign.evals.retrieval import Retrieval
+from vlalign.evals.zeroshot import ZeroShot
+from vlalign.experiment import Experiment
+from vlalign.objectives.contrastive import Clip
+from vlalign.train.config import Train
+from vlalign.train.optimizer import Optimizer
+from vlalign.train.schedule import Cosine
+
+
+def config() -> Experiment:
+    """The experiment."""
+    seen, unseen = Emoji(style="noto"), Emoji(style="twemoji")
+    return Experiment(
+        name="emoji_clip",
+        model={
+            "image": ViT(patch_size=8, width=128, depth=4, heads=2, embed_dim=128, pool="mean", activation="quick_gelu", scan=False),
+            "text": TextTransformer(
+                vocab_size=4096, width=128, depth=2, heads=2, embed_dim=128, causal=False, pool="mean", activation="quick_gelu", scan=False
+            ),
+        },
+        objectives={"clip": Clip(logit_scale_init=10.0)},
+        data=Data(
+            source=seen,
+            views={
+                "image": ImageView(
+                    size=48, random_background=0.7, rotation=15, scale=(0.7, 1.15), translation=0.1, shear=8,
+                    brightness=0.3, contrast=0.3, saturation=0.5, hue=20, grayscale=0.1, posterize=0.1,
+                ),
+                "text": CaptionView(name=3),
+            },
+            tokenizer=Bpe(vocab_size=4096, length=16),
+            batch_size=256,
+        ),
+        optimizer=Optimizer(learning_rate=2e-3, schedule=Cosine(warmup=20)),
+        evals={
+            "retrieval_seen": Retrieval(source=seen, every=100),
+            "retrieval_unseen": Retrieval(source=unseen, every=100),
+            "category_unseen": ZeroShot(source=unseen, label="category"),
+        },
+        train=Train(steps=200, log_every=10, save_every=50),
+    )

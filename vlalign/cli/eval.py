@@ -1,0 +1,54 @@
+"""Repeat the evaluation of a run: every evaluator of its configuration, on its newest checkpoint.
+
+Prints each number with its 95 % bootstrap interval and writes them to evals.json in the run.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--only",
+        metavar="NAME",
+        action="append",
+        help="only this evaluator of the configuration; repeatable (default: all)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the results as JSON instead of tables"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, prints, writes evals.json."""
+    from rich.console import Console
+
+    from vlalign.evals.results import choose, evaluate_all, write_results
+    from vlalign.evals.tables import results_tables
+    from vlalign.runs import open_run
+
+    opened = open_run(args.run)
+    evals = choose(opened.experiment.evals, args.only)
+    with Console(stderr=True).status(f"evaluating step {opened.step:,} ..."):
+        results = evaluate_all(evals, opened.tools, opened.embed)
+    write_results(opened.path / "evals.json", opened.step, results)
+    if args.json:
+        plain = {
+            name: {metric: dataclasses.asdict(found) for metric, found in estimates.items()}
+            for name, estimates in results.items()
+        }
+        json.dump({"step": opened.step, "evaluators": plain}, sys.stdout, indent=2)
+        print()
+        return 0
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 400  # a file or pipe has no edge to fold at
+    console.print(f"{opened.path}, step {opened.step:,}", markup=False)
+    for table in results_tables(results):
+        console.print(table)
+    return 0

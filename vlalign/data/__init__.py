@@ -1,0 +1,1 @@
+"""Files to batches: records, sources, views of them, and the deterministic pipeline."""

@@ -1,0 +1,295 @@
+"""Records to batches. The sample at global position p depends on (seed, p), and on nothing else.
+
+So neither hosts, nor workers, nor a restart change the data, and the position to resume at *is* the
+step: there is no other state. grain orders, prefetches and runs the workers. Its element here is a
+whole batch: its cost per element (some 30 us a stage) is then paid once a batch, not once a sample.
+"""
+
+import atexit
+import dataclasses
+import hashlib
+import operator
+import weakref
+import zlib
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from absl import flags
+from numpy.typing import NDArray
+
+from vlalign.data.record import BadRecord, Record
+from vlalign.data.sources import Source
+from vlalign.data.tokenizer import Bpe, Tokenizer
+from vlalign.errors import UserError
+
+Batch = dict[str, NDArray[Any]]
+
+# Fields that every batch has beside its views.
+RESERVED = ("weight", "index", "problem", "truncated")
+_STEPS = 1 << 40  # as good as infinite, and a length that grain can slice
+_POSITION = 1 << 64
+
+# Left open until the interpreter is half gone, grain's iterators fail noisily.
+_OPEN: "weakref.WeakSet[Batches]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_OPEN):
+        batches.close()
+
+
+@runtime_checkable
+class View(Protocol):
+    """A named field of the batch, made from a record: an array, or a text that is tokenised."""
+
+    def __call__(self, record: Record, rng: np.random.Generator, /) -> NDArray[Any] | str:
+        """The field's value for one sample; BadRecord if the record cannot give it."""
+
+    def example(self) -> NDArray[Any] | str:
+        """A value of the right shape and dtype, without data; a text for a text view."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Training data: a source, the views of its records, and how batches are made of them.
+
+    source: the records.
+    views: batch field -> view; `RESERVED` names are taken.
+    tokenizer: how texts become tokens.
+    batch_size: samples of a step over all hosts.
+    workers: processes that prepare batches; 0: threads of this process.
+    threads: threads that prepare batches, in each worker; changes no output.
+    prefetch: batches prepared ahead, in each worker; changes no output.
+    """
+
+    source: Source
+    views: Mapping[str, View]
+    tokenizer: Bpe = Bpe()
+    batch_size: int = 256
+    workers: int = 0
+    threads: int = 1
+    prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.views:
+            raise UserError("Data.views is empty: name at least one view, such as image")
+        for name in self.views:
+            if name in RESERVED:
+                raise UserError(f"Data.views: {name!r} is taken; reserved: {', '.join(RESERVED)}")
+        for name, least in (("batch_size", 1), ("workers", 0), ("threads", 1), ("prefetch", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"Data.{name}={getattr(self, name)}: at least {least}")
+
+    def fit_tokenizer(self) -> Tokenizer:
+        """The tokenizer trained on every text that the caption views can make of the records.
+
+        Broken records give no text here; training counts them. UserError if there is no text.
+        """
+        count = _length(self.source)
+        used = min(count, self.tokenizer.train_records)
+        texts: list[str] = []
+        for index in (i * count // used for i in range(used)):
+            try:
+                record = self.source[index]
+            except BadRecord:
+                continue
+            for view in self.views.values():
+                if hasattr(view, "texts"):
+                    texts.extend(view.texts(record))
+        return self.tokenizer.train(texts)
+
+    def batches(
+        self, tokenizer: Tokenizer, *, seed: int, start_step: int = 0, host: int = 0, hosts: int = 1
+    ) -> "Batches":
+        """The batches of steps start_step, start_step + 1, ... for one host, without end.
+
+        Fields, b = batch_size / hosts rows: one a view (uint8 (b, h, w, 3), or int32 (b, length)
+        for texts), "weight" float32 (b,), "index" int32 (b,) of the record, "problem" int32 (b,)
+        into `PROBLEMS` (such a row is zeros of weight 0), "truncated" bool (b,). Host h has rows
+        h*b..(h+1)*b of the global batch. Every record comes once an epoch, in an order of its own.
+        Preparation starts at once; close() or a `with` block ends its threads and processes.
+        """
+        count = _length(self.source)
+        if not 0 <= host < hosts:
+            raise UserError(f"host {host} of {hosts}: numbered from 0")
+        if self.batch_size % hosts:
+            raise UserError(f"Data.batch_size={self.batch_size} is not divisible by {hosts} hosts")
+        if not 0 <= seed < 1 << 32:
+            raise UserError(f"seed {seed}: in 0..{(1 << 32) - 1}")
+        if start_step < 0:
+            raise UserError(f"start_step {start_step}: 0 or more")
+        rows = self.batch_size // hosts
+        loader = _Loader(
+            source=self.source,
+            views=dict(self.views),
+            tokenizer=tokenizer,
+            seed=seed,
+            order=_order(count, seed),
+            first=start_step * self.batch_size + host * rows,
+            stride=self.batch_size,
+            rows=rows,
+        )
+        dataset = grain.MapDataset.source(loader).to_iter_dataset(
+            grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.prefetch)
+        )
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads absl flags; vlalign has none to parse
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self.workers, per_worker_buffer_size=self.prefetch
+                )
+            )
+        return Batches(dataset, shared=self.workers > 0)
+
+    def example(self, tokenizer: Tokenizer) -> Batch:
+        """One batch of two samples, zeros of the right shapes and dtypes; reads no data."""
+        return _blank(self.views, tokenizer, 2)
+
+    def fingerprint(self) -> str:
+        """sha256 over all that decides the batches: source, views, tokenizer, batch size."""
+        views = "\n".join(f"{name}={view!r}" for name, view in sorted(self.views.items()))
+        parts = (self.source.fingerprint(), views, repr(self.tokenizer), str(self.batch_size))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class Batches(Iterator[Batch]):
+    """An endless iterator over batches that owns threads or processes until it is closed."""
+
+    def __init__(self, dataset: "grain.IterDataset[Batch]", *, shared: bool) -> None:
+        self._iterator: Any = iter(dataset)
+        self._shared = shared
+        _OPEN.add(self)
+        self._iterator.start_prefetch()
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            raise ValueError("these batches were closed; ask Data.batches for new ones")
+        batch: Batch = next(self._iterator)
+        if self._shared:
+            # Workers hand over shared memory, which must not outlive them in a caller's hands.
+            batch = {name: np.array(values) for name, values in batch.items()}
+        return batch
+
+    def close(self) -> None:
+        """End the threads and worker processes; no batch can be taken afterwards."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+            _OPEN.discard(self)
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Loader:
+    """What grain reads from: element i is the host's batch of step start + i. Pickles to workers.
+
+    first: global position of the first row of element 0; stride: positions between elements.
+    """
+
+    source: Source
+    views: dict[str, View]
+    tokenizer: Tokenizer
+    seed: int
+    order: "grain.MapDataset[int]"
+    first: int
+    stride: int
+    rows: int
+
+    def __len__(self) -> int:
+        return _STEPS
+
+    def __getitem__(self, element: int) -> Batch:
+        batch = _blank(self.views, self.tokenizer, self.rows)
+        streams = {name: _Stream(self.seed, name) for name in self.views}
+        texts: dict[str, dict[int, str]] = {}
+        start = self.first + operator.index(element) * self.stride
+        for row in range(self.rows):
+            index = self.order[start + row]
+            batch["index"][row] = index
+            try:
+                record = self.source[index]
+                values = {
+                    name: view(record, streams[name].at(start + row))
+                    for name, view in self.views.items()
+                }
+            except BadRecord as problem:
+                batch["problem"][row] = problem.code
+                continue
+            batch["weight"][row] = record.weight
+            for name, value in values.items():
+                if isinstance(value, str):
+                    texts.setdefault(name, {})[row] = value
+                else:
+                    batch[name][row] = value
+        self._tokenise(texts, batch)
+        return batch
+
+    def _tokenise(self, texts: dict[str, dict[int, str]], batch: Batch) -> None:
+        for name, by_row in texts.items():
+            ids, cut = self.tokenizer.encode(list(by_row.values()))
+            batch[name][list(by_row)] = ids
+            batch["truncated"][list(by_row)] |= cut
+
+
+class _Stream:
+    """The random numbers of one view: a counter-based generator, set to a position at no cost.
+
+    Each view has its own key, so that adding a view leaves the others' samples alone.
+    """
+
+    def __init__(self, seed: int, name: str) -> None:
+        self._bits = np.random.Philox(key=[seed, zlib.crc32(name.encode())])
+        self._generator = np.random.Generator(self._bits)
+        self._state = self._bits.state
+
+    def at(self, position: int) -> np.random.Generator:
+        """The generator at the start of a position's numbers: 2**128 of them before the next."""
+        self._state["state"]["counter"][:] = (0, 0, position % _POSITION, 0)
+        self._bits.state = self._state
+        return self._generator
+
+
+def _order(count: int, seed: int) -> "grain.MapDataset[int]":
+    """Global position -> record index: all records once an epoch, in another order each epoch."""
+    # grain shuffles epoch e by seed + e: but for the hash, neighbouring seeds would share orders.
+    hashed = int.from_bytes(hashlib.sha256(f"order {seed}".encode()).digest()[:4], "little")
+    return grain.MapDataset.range(count).shuffle(seed=hashed).repeat()
+
+
+def _blank(views: Mapping[str, View], tokenizer: Tokenizer, rows: int) -> Batch:
+    batch: Batch = {}
+    for name, view in views.items():
+        value = view.example()
+        if isinstance(value, str):
+            batch[name] = np.zeros((rows, tokenizer.length), np.int32)
+        else:
+            batch[name] = np.zeros((rows, *value.shape), value.dtype)
+    batch["weight"] = np.zeros(rows, np.float32)
+    batch["index"] = np.zeros(rows, np.int32)
+    batch["problem"] = np.zeros(rows, np.int32)
+    batch["truncated"] = np.zeros(rows, np.bool_)
+    return batch
+
+
+def _length(source: Source) -> int:
+    count = len(source)
+    if count == 0:
+        raise UserError(f"the data source is empty: {source!r}")
+    if count >= 1 << 31:
+        raise UserError(f"the data source has {count:,} records; at most 2**31 - 1")
+    return count

@@ -1,0 +1,128 @@
+"""Text transformer (CLIP: causal, end-of-text token; SigLIP: bidirectional, last or MAP)."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlalign.encoders.encoding import Encoding
+from vlalign.encoders.layers import Activation, Dtype, LayerNorm, Linear, Remat, Stack, named
+from vlalign.encoders.pooling import MapHead, last_pool, mean_pool
+from vlalign.errors import UserError
+
+
+class TextTransformer(nn.Module):
+    """Token ids -> Encoding.
+
+    vocab_size: rows of the token table; at least the tokenizer's.   pad_id: padding, masked out.
+    width, depth, heads, mlp_ratio, activation, epsilon, scan, remat, dtype: as in `ViT`.
+    embed_dim: width of the pooled output after a linear map; None leaves it at `width`.
+    causal: whether a token sees only those before it.
+    pool: "eot" (last token that is not padding), "last" (last position, padding or not: SigLIP's
+      sticky end token), "mean" of the tokens that are not padding, or "map".
+    mask_padding: whether attention leaves padding out (CLIP and SigLIP do not; with `causal` and
+      "eot" it changes nothing, and with "last" padding has to be seen).
+    bias: whether the output map has a bias (SigLIP's head).
+    """
+
+    vocab_size: int = 49408
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    embed_dim: int | None = None
+    causal: bool = True
+    pool: Literal["eot", "last", "mean", "map"] = "eot"
+    mask_padding: bool = True
+    pad_id: int = 0
+    bias: bool = False
+    activation: Activation = "gelu"
+    epsilon: float = 1e-6
+    scan: bool = True
+    remat: Remat = "none"
+    dtype: Dtype = "float32"
+
+    def _check(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"TextTransformer width={self.width} does not divide into {self.heads}")
+        if self.pool == "last" and self.mask_padding:
+            raise UserError('TextTransformer pool="last" reads padding: set mask_padding=False')
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+    ) -> Encoding:
+        """tokens: (b, l) int32 -> Encoding. `train` and `rows` change nothing here."""
+        del train, rows
+        self._check()
+        l, d = tokens.shape[1], self.width
+        normal = nn.initializers.normal(0.02)
+        table = self.param(
+            "token", named(normal, "vocab", "embed"), (self.vocab_size, d), jnp.float32
+        )
+        normal = nn.initializers.normal(0.01)
+        position = self.param("position", named(normal, "length", "embed"), (l, d), jnp.float32)
+        x = jnp.take(table, tokens, axis=0) + position[None]
+        real_bl = tokens != self.pad_id
+        x = self._stack()(x.astype(jnp.dtype(self.dtype)), self._mask(real_bl))
+        x = LayerNorm(self.epsilon, name="ln_final")(x)
+        return Encoding(pooled=self._pool(x, real_bl), tokens=x, mask=real_bl)
+
+    def _mask(self, real_bl: jax.Array) -> jax.Array | None:
+        """True where attention may look: broadcastable to (b, h, l, l)."""
+        mask = None
+        if self.causal:
+            index = jnp.arange(real_bl.shape[1], dtype=jnp.int32)
+            mask = (index[None, :] <= index[:, None])[None, None]
+        if self.mask_padding:
+            real = real_bl[:, None, None, :]
+            mask = real if mask is None else mask & real
+        return mask
+
+    def _pool(self, x_bld: jax.Array, real_bl: jax.Array) -> jax.Array:
+        if self.pool == "eot":
+            pooled = last_pool(x_bld, real_bl)
+        elif self.pool == "last":
+            pooled = x_bld[:, -1]
+        elif self.pool == "mean":
+            pooled = mean_pool(x_bld, real_bl)
+        else:
+            seen = real_bl if self.mask_padding else jnp.ones_like(real_bl)
+            pooled = self._map_head()(x_bld, seen)
+        if self.embed_dim is not None:
+            axes = ("embed", "joint")
+            proj = Linear((self.width,), (self.embed_dim,), axes, bias=self.bias, name="proj")
+            pooled = proj(pooled)
+        return pooled.astype(jnp.float32)
+
+    def _map_head(self) -> MapHead:
+        hidden = int(self.width * self.mlp_ratio)
+        args = (self.width, self.heads, hidden, self.activation, self.epsilon, self.dtype)
+        return MapHead(*args, name="map")
+
+    def _stack(self) -> Stack:
+        return Stack(
+            self.width,
+            self.depth,
+            self.heads,
+            int(self.width * self.mlp_ratio),
+            self.activation,
+            self.epsilon,
+            self.scan,
+            self.remat,
+            self.dtype,
+            name="transformer",
+        )
+
+    def flops(self, shape: tuple[int, ...], *, train: bool = False) -> int:
+        """Forward FLOPs of the matrix products for one text of `shape` (l,)."""
+        del train
+        length, hidden = shape[0], int(self.width * self.mlp_ratio)
+        total = Stack(self.width, self.depth, self.heads, hidden, parent=None).flops(length)
+        if self.pool == "map":
+            head = MapHead(
+                self.width, self.heads, hidden, self.activation, 0.0, self.dtype, parent=None
+            )
+            total += head.flops(length)
+        return total + 2 * self.width * (self.embed_dim or 0)

@@ -1,0 +1,1 @@
+"""Batch and towers in, weighted terms out: the only place where methods live."""

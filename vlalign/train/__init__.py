@@ -1,0 +1,1 @@
+"""State, optimiser, the one compiled step, the loop, checkpoints and metrics."""

@@ -1,0 +1,100 @@
+"""From an experiment to the parts that train or run it: mesh, tokenizer, plan of the state."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vlalign.data.tokenizer import Tokenizer
+from vlalign.errors import UserError, nearest
+from vlalign.parallel.mesh import check_batch
+from vlalign.train.state import Blueprint, blueprint
+
+if TYPE_CHECKING:
+    from vlalign.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """What follows from an experiment, a tokenizer and the devices at hand.
+
+    example: batch field -> array with the right shape behind the leading axis.
+    """
+
+    mesh: Mesh
+    tokenizer: Tokenizer
+    plan: Blueprint
+    example: dict[str, np.ndarray]
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Field -> shape and dtype of a global batch on the device."""
+        return {
+            name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
+            for name, array in self.example.items()
+        }
+
+
+def assemble(experiment: Experiment, tokenizer: Tokenizer, *, mesh: Mesh | None = None) -> Assembly:
+    """Checks that the parts of an experiment fit each other and plans its state.
+
+    mesh: default, the experiment's over all devices. Raises UserError naming what does not fit.
+    """
+    mesh = experiment.mesh.build() if mesh is None else mesh
+    example = {
+        name: array
+        for name, array in experiment.data.example(tokenizer).items()
+        if name not in HOST_ONLY
+    }
+    batch_size, parts = experiment.data.batch_size, experiment.train.micro_batches
+    check_batch(batch_size, mesh, where="data.batch_size")
+    if batch_size % parts:
+        raise UserError(f"data.batch_size={batch_size} does not divide into {parts} micro-batches")
+    check_batch(batch_size // parts, mesh, where="data.batch_size / train.micro_batches")
+    _check_parts(experiment, tokenizer, example)
+    plan = blueprint(
+        experiment.model,
+        experiment.objectives,
+        experiment.optimizer,
+        example,
+        mesh,
+        experiment.rules,
+        steps=experiment.train.steps,
+        batch_size=batch_size,
+        ema=experiment.train.ema is not None,
+    )
+    return Assembly(mesh, tokenizer, plan, example)
+
+
+HOST_ONLY = ("index", "problem", "truncated")
+
+
+def _check_parts(experiment: Experiment, tokenizer: Tokenizer, example: dict[str, Any]) -> None:
+    for name, objective in experiment.objectives.items():
+        for field in objective.fields():
+            if field not in example:
+                raise UserError(
+                    f"objectives.{name} reads the view '{field}', which data.views does not make"
+                    f"{nearest(field, example)}"
+                )
+    for name, module in experiment.model.items():
+        rows = getattr(module, "vocab_size", None)
+        if rows is not None and rows < tokenizer.vocab_size:
+            raise UserError(
+                f"model.{name}.vocab_size={rows} is below the tokenizer's {tokenizer.vocab_size}; "
+                f"set it to at least that"
+            )
+
+
+def run_tokenizer(experiment: Experiment, run_dir: Path) -> Tokenizer:
+    """The run's tokenizer: the saved one, or a new one trained on the captions and saved."""
+    path = run_dir / "tokenizer.json"
+    if path.exists():
+        return Tokenizer.load(path)
+    tokenizer = experiment.data.fit_tokenizer()
+    tokenizer.save(path)
+    return tokenizer

@@ -1,0 +1,106 @@
+"""The one compiled step."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from vlalign.objectives.base import Arrays, Objective
+from vlalign.objectives.total import total_loss
+from vlalign.parallel.mesh import batch_sharding, replicated
+from vlalign.train.optimizer import Optimizer, merge, split
+from vlalign.train.state import Blueprint, TrainState
+
+Step = Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Arrays]]
+
+
+def make_step(
+    model: Mapping[str, nn.Module],
+    objectives: Mapping[str, Objective],
+    optimizer: Optimizer,
+    plan: Blueprint,
+    *,
+    seed: int,
+    steps: int,
+    micro_batches: int,
+    ema_decay: float | None,
+) -> Step:
+    """The pure function (state, batch, number) -> (state', metrics).
+
+    number: () int32, the step this batch belongs to. If it is not the state's own step, or loss or
+    gradient are not finite, the state comes back as it was: after a bad step the ones already on
+    their way change nothing, and what is saved is the last good state. metrics["ok"] says so.
+    """
+
+    def step(state: TrainState, batch: Arrays, number: jax.Array) -> tuple[TrainState, Arrays]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        trained, frozen = split(state.params, plan.trainable)
+
+        def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Arrays, dict[str, Any]]]:
+            return total_loss(
+                model,
+                objectives,
+                merge(trained, frozen),
+                state.memory,
+                batch,
+                rng,
+                state.step,
+                micro_batches=micro_batches,
+            )
+
+        (loss, (metrics, memory)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its counters with floats
+            updates, opt_state = plan.tx.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        params = merge(trained, frozen)
+        own = params["objectives"]
+        own = {name: objective.finish(own[name]) for name, objective in objectives.items()}
+        params = {**params, "objectives": own}
+        ema = _average(state.ema, params, state.step, ema_decay)
+        new = TrainState(state.step + 1, params, opt_state, memory, ema)
+        grad_norm = optax.tree.norm(grads)
+        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (number == state.step)
+        metrics = metrics | {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "update_norm": optax.tree.norm(updates),
+            "learning_rate": optimizer.rate(state.step, steps),
+            "examples": jnp.sum((batch["weight"] > 0).astype(jnp.float32)),
+            "ok": ok,
+        }
+        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
+        return new, metrics
+
+    return step
+
+
+def _average(ema: Any, params: Any, step: jax.Array, decay: float | None) -> Any:
+    if decay is None:
+        return None
+    # Warm-up: early on the average follows closely, or it would stay at the random start.
+    done = step.astype(jnp.float32)
+    rate = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
+    return jax.tree.map(lambda a, p: a + (1.0 - rate) * (p - a), ema, params)
+
+
+def compile_step(
+    step: Step, plan: Blueprint, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct]
+) -> jax.stages.Compiled:
+    """The step compiled for a mesh: the state donated, all shardings pinned.
+
+    batch: field -> shape and dtype of the global batch. Call the result within `jax.set_mesh`.
+    """
+    rows = batch_sharding(mesh)
+    fields = {
+        name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=rows)
+        for name, spec in batch.items()
+    }
+    whole = replicated(mesh)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(step, donate_argnums=(0,), out_shardings=(plan.shardings, whole))
+        return jitted.lower(plan.abstract(), fields, number).compile()
