@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import re
+import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,11 +56,7 @@ def load_config(path: Path) -> Experiment:
     """
     if not path.is_file():
         raise UserError(f"no configuration file {path}")
-    spec = importlib.util.spec_from_file_location(f"vlalign_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file (it should end in .py)")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _import_file(path)
     config = getattr(module, "config", None)
     if not callable(config):
         raise UserError(f"{path} defines no function `config() -> Experiment`")
@@ -66,6 +64,21 @@ def load_config(path: Path) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path}: config() returned {type(experiment).__name__}, not Experiment")
     return experiment
+
+
+def _import_file(path: Path) -> types.ModuleType:
+    """The file as a module of its own name, so that classes defined in it can be found again."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file (it should end in .py)")
+    module = importlib.util.module_from_spec(spec)
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) != str(path.resolve()):
+        raise UserError(f"{path}: a module named {path.stem} is there already; rename the file")
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    module.__file__ = str(path.resolve())
+    return module
 
 
 def load_text(path: Path, *, allow_modules: tuple[str, ...] = ()) -> Experiment:

@@ -22,9 +22,9 @@ from vlalign.evals.base import Embed, Tools
 from vlalign.evals.embedder import Embedder
 from vlalign.evals.results import write_atomically
 from vlalign.experiment import Experiment, load_text
-from vlalign.train.assemble import assemble
+from vlalign.train.assemble import assemble, run_tools
 from vlalign.train.checkpoint import Checkpoints, newest_step
-from vlalign.train.loop import run_tools, versions
+from vlalign.versions import versions
 
 
 def prepare_run(experiment: Experiment, run_dir: Path) -> None:
@@ -35,7 +35,8 @@ def prepare_run(experiment: Experiment, run_dir: Path) -> None:
     path = run_dir / "config.txt"
     if path.exists():
         if path.read_text(encoding="utf-8") != tree.dumps(experiment):
-            lines = tree.diff(load_text(path), experiment)
+            before = load_text(path, allow_modules=tree.modules(experiment))
+            lines = tree.diff(before, experiment)
             raise UserError(
                 f"{run_dir} is a run of another configuration; it differs in\n  "
                 + "\n  ".join(lines[:20])
@@ -101,7 +102,7 @@ def open_run(
         experiment,
         tokenizer,
         params,
-        run_tools(experiment, parts),
+        run_tools(experiment, tokenizer),
         embedder.using(params),
     )
 
@@ -109,7 +110,7 @@ def open_run(
 def _read_params(
     directory: Path, step: int | None, experiment: Experiment, abstract: Any
 ) -> tuple[dict[str, Any], int]:
-    reader = Checkpoints(directory)
+    reader = Checkpoints(directory, read_only=True)
     try:
         steps = reader.steps()
         if step is not None and step not in steps:

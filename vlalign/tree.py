@@ -146,7 +146,7 @@ def _class(value: str, path: str, allowed: tuple[str, ...]) -> type:
     if not any(module == root or module.startswith(root + ".") for root in allowed):
         raise UserError(
             f"{path}: class {name} of module `{module}` is not of vlalign; if you trust that "
-            f"module name it with --allow-module {module}"
+            f"module name it with --allow-module {module}, where it can be imported"
         )
     try:
         cls = getattr(importlib.import_module(module), name, None)
@@ -269,6 +269,12 @@ def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is not None or not isinstance(hint, type):
         return str(hint)
     return "None" if hint is type(None) else hint.__name__
+
+
+def modules(node: Any) -> tuple[str, ...]:
+    """Modules of all component classes in the tree, sorted."""
+    found = [text for text in flatten(node).values() if text.startswith("@") and ":" in text]
+    return tuple(sorted({text[1:].partition(":")[0] for text in found}))
 
 
 def diff(old: Any, new: Any) -> list[str]:

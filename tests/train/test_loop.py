@@ -61,7 +61,7 @@ def test_it_learns_evaluates_and_leaves_a_run(tiny: Make, tmp_path: Path) -> Non
     last = rows(tmp_path)[-1]
     assert last["eval/retrieval/t2i_recall@5"] > 0.5  # chance: 5 / 24
     losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
-    assert losses[-1] < losses[0] - 0.5
+    assert losses[-1] < 0.2 * losses[0]
     assert {"samples_per_s", "learning_rate", "grad_norm"} <= rows(tmp_path)[0].keys()
 
 
@@ -154,13 +154,14 @@ def test_the_order_of_the_loop(tiny: Make, tmp_path: Path, monkeypatch: pytest.M
     note(loop.MetricWriter, "write", "log")
     experiment = tiny(evals={"noted": Noted()}, train=Train(steps=4, log_every=1, save_every=2))
     loop.train(experiment, tmp_path, quiet=True)
-    assert EVENTS == [
+    wanted = [
         *("restore", "compile"),
         *("batch", "batch", "log"),  # the first step's metrics are written after the second batch
         *("log", "eval", "log", "save", "batch"),
         *("batch", "log"),
         *("log", "eval", "log", "save"),
     ]
+    assert wanted == EVENTS
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_state_before_it(
@@ -270,5 +271,5 @@ def test_a_tower_without_a_view_and_a_small_vocabulary_are_named(
     small = {**model, "text": model["text"].clone(vocab_size=10)}
     with pytest.raises(UserError, match="vocab_size=10 is below"):
         train(tiny(model=small), tmp_path / "a")
-    with pytest.raises(UserError, match="model.sound: no data view"):
+    with pytest.raises(UserError, match=r"model\.sound: no data view"):
         train(tiny(model={**model, "sound": model["image"]}), tmp_path / "b")

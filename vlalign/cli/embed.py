@@ -8,12 +8,13 @@ fingerprints of model, tokenizer and preprocessing. Nothing is held in memory bu
 import argparse
 from pathlib import Path
 
+from vlalign.cli._run import add_run_arguments, open_argument
 from vlalign.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    add_run_arguments(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE.parquet", help="the file to write"
     )
@@ -46,9 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from vlalign.evals.run import fingerprints
     from vlalign.evals.search import sources
     from vlalign.evals.table_file import write_embeddings
-    from vlalign.runs import open_run
 
-    opened = open_run(args.run)
+    opened = open_argument(args)
     chosen = sources(opened.experiment.evals, args.source_of)
     columns = (
         progress.TextColumn("{task.description}"),

@@ -1,18 +1,20 @@
 """Repeat the evaluation of a run: every evaluator of its configuration, on its newest checkpoint.
 
-Prints each number with its 95 % bootstrap interval and writes them to evals.json in the run.
+Prints each number with its 95 % bootstrap interval and writes them to evals.json in the run; with
+--only it just prints.
 """
 
 import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
+
+from vlalign.cli._run import add_run_arguments, open_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    add_run_arguments(parser)
     parser.add_argument(
         "--only",
         metavar="NAME",
@@ -30,13 +32,13 @@ def run(args: argparse.Namespace) -> int:
 
     from vlalign.evals.results import choose, evaluate_all, write_results
     from vlalign.evals.tables import results_tables
-    from vlalign.runs import open_run
 
-    opened = open_run(args.run)
+    opened = open_argument(args)
     evals = choose(opened.experiment.evals, args.only)
     with Console(stderr=True).status(f"evaluating step {opened.step:,} ..."):
         results = evaluate_all(evals, opened.tools, opened.embed)
-    write_results(opened.path / "evals.json", opened.step, results)
+    if not args.only:  # evals.json is of all evaluators at one step
+        write_results(opened.path / "evals.json", opened.step, results)
     if args.json:
         plain = {
             name: {metric: dataclasses.asdict(found) for metric, found in estimates.items()}

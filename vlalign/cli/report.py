@@ -4,12 +4,13 @@ The file is self-contained: it needs no network and no other file, and prints we
 """
 
 import argparse
-from pathlib import Path
+
+from vlalign.cli._run import add_run_arguments, open_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -17,9 +18,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from vlalign.evals.report import report_from_run
-    from vlalign.runs import open_run
 
     with Console(stderr=True).status("opening the run ...") as status:
-        path = report_from_run(open_run(args.run), lambda text: status.update(f"{text} ..."))
+        path = report_from_run(open_argument(args), lambda text: status.update(f"{text} ..."))
     print(path)
     return 0

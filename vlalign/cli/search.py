@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlalign.cli._run import add_run_arguments, open_argument
 from vlalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    add_run_arguments(parser)
     parser.add_argument("query", nargs="*", metavar="TEXT", help="what to look for; several texts")
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="find names for this picture instead"
@@ -38,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, default=8, metavar="N", help="hits a query (default: 8)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.png", help="draw the hits as a contact sheet"
+        "--out",
+        type=Path,
+        metavar="FILE.png",
+        help="contact sheet of the hits (default: RUN/search/last.png)",
     )
     parser.add_argument(
         "--no-draw", action="store_true", help="do not draw pictures in the terminal"
@@ -52,11 +56,10 @@ def run(args: argparse.Namespace) -> int:
 
     from vlalign.evals.run import model_key
     from vlalign.evals.search import shelf, sources
-    from vlalign.runs import open_run
 
     console = Console(highlight=False)
     with Console(stderr=True).status("opening the run ...") as status:
-        opened = open_run(args.run)
+        opened = open_argument(args)
         shelves = [
             shelf(
                 source,
@@ -132,11 +135,11 @@ def _images_for(
         rows.append(SheetRow(query=text, hits=as_hits(found)))
     if not args.no_draw and console.is_terminal and console.color_system == "truecolor":
         _draw(rows, console)
-    if args.out:
-        name = opened.path.resolve().name
-        sheet = Sheet(title=f"{name}, step {opened.step:,}", rows=tuple(rows))
-        save_png(contact_sheet(sheet), args.out)
-        console.print(f"wrote {args.out}", markup=False)
+    name = opened.path.resolve().name
+    sheet = Sheet(title=f"{name}, step {opened.step:,}", rows=tuple(rows))
+    out = args.out or opened.path / "search" / "last.png"
+    save_png(contact_sheet(sheet), out)
+    console.print(f"drawn in {out}", markup=False)
 
 
 def _draw(rows: Sequence["SheetRow"], console: "Console") -> None:

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         from vlalign.evals.report import report_from_run
         from vlalign.runs import open_run
 
-        path = report_from_run(open_run(run_dir))
+        path = report_from_run(open_run(run_dir, allow_modules=tree.modules(experiment)))
         if not args.quiet:
             print(f"report {path}")
     return 0

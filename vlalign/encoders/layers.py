@@ -148,14 +148,14 @@ class Attention(nn.Module):
     def __call__(self, x_nd: jax.Array, batch: int, mask: jax.Array | None) -> jax.Array:
         """x_nd: (b*l, d); batch: b; mask: see `attend` -> (b*l, d)."""
         d, h, k = self.width, self.heads, self.width // self.heads
-        axes = ("embed", "qkv", "heads", "head_dim")
-        qkv = Linear((d,), (3, h, k), axes, dtype=self.dtype, name="qkv")(x_nd)
+        into = ("embed", "qkv", "heads", "head_dim")
+        qkv = Linear((d,), (3, h, k), into, dtype=self.dtype, name="qkv")(x_nd)
         qkv = qkv.reshape(batch, -1, 3, h, k)
         out = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask)
         out = out.reshape(-1, h, k)
-        axes = ("heads", "head_dim", "embed")
+        back = ("heads", "head_dim", "embed")
         scale = self.depth_scale
-        return Linear((h, k), (d,), axes, scale=scale, dtype=self.dtype, name="out")(out)
+        return Linear((h, k), (d,), back, scale=scale, dtype=self.dtype, name="out")(out)
 
 
 class Block(nn.Module):

@@ -10,9 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vlalign.data.images import ImageView
 from vlalign.data.tokenizer import Tokenizer
 from vlalign.errors import UserError, nearest
+from vlalign.evals.base import Tools
 from vlalign.parallel.mesh import check_batch
+from vlalign.train.feed import HOST_FIELDS
 from vlalign.train.state import Blueprint, blueprint
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ def assemble(experiment: Experiment, tokenizer: Tokenizer, *, mesh: Mesh | None 
     example = {
         name: array
         for name, array in experiment.data.example(tokenizer).items()
-        if name not in HOST_ONLY
+        if name not in HOST_FIELDS
     }
     batch_size, parts = experiment.data.batch_size, experiment.train.micro_batches
     check_batch(batch_size, mesh, where="data.batch_size")
@@ -68,9 +71,6 @@ def assemble(experiment: Experiment, tokenizer: Tokenizer, *, mesh: Mesh | None 
         ema=experiment.train.ema is not None,
     )
     return Assembly(mesh, tokenizer, plan, example)
-
-
-HOST_ONLY = ("index", "problem", "truncated")
 
 
 def _check_parts(experiment: Experiment, tokenizer: Tokenizer, example: dict[str, Any]) -> None:
@@ -98,3 +98,14 @@ def run_tokenizer(experiment: Experiment, run_dir: Path) -> Tokenizer:
     tokenizer = experiment.data.fit_tokenizer()
     tokenizer.save(path)
     return tokenizer
+
+
+def run_tools(experiment: Experiment, tokenizer: Tokenizer) -> Tools:
+    """What evaluators turn raw images and texts into inputs with."""
+    view = experiment.data.views.get("image")
+    if not isinstance(view, ImageView):
+        raise UserError("data.views.image must be an ImageView: evaluation prepares images by it")
+    return Tools(
+        image=view.evaluate,
+        tokens=lambda texts: tokenizer.encode(list(texts))[0],
+    )

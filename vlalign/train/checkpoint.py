@@ -39,9 +39,16 @@ def from_dict(nested: Mapping[str, Any], like: Any) -> Any:
 class Checkpoints:
     """The checkpoints of one run, `RUN/checkpoints/<step>`."""
 
-    def __init__(self, directory: Path, *, keep: int = 2, keep_every: int | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 2,
+        keep_every: int | None = None,
+        read_only: bool = False,
+    ):
         """directory: made if missing.   keep: newest ones kept.   keep_every: steps of those kept
-        for ever, None for none.
+        for ever, None for none.   read_only: touch nothing: another process may be writing.
         """
         self.directory = directory.resolve()
         # The handlers are named so that a process that only reads knows what the items are.
@@ -51,11 +58,13 @@ class Checkpoints:
                 "state": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
-            options=ocp.CheckpointManagerOptions(
+            options=ocp.CheckpointManagerOptions(read_only=True)
+            if read_only
+            else ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every,
                 enable_async_checkpointing=True,
-                create=True,
+                cleanup_tmp_directories=True,  # what a killed process left unfinished
             ),
         )
         self.seconds = 0.0  # spent in the blocking part of saving

@@ -8,8 +8,6 @@ the data position is the step, so a batch is drawn only for a step that will be 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 import signal
 import time
 from collections.abc import Iterator
@@ -20,19 +18,20 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from vlalign.data.images import ImageView
 from vlalign.data.record import PROBLEMS
 from vlalign.errors import UserError
-from vlalign.evals.base import Tools, remember
+from vlalign.evals.base import remember
 from vlalign.evals.embedder import Embedder
 from vlalign.evals.results import flat, read_metrics, write_results
 from vlalign.parallel.rules import check_sharded
-from vlalign.train.assemble import Assembly, assemble, run_tokenizer
+from vlalign.train.assemble import Assembly, assemble, run_tokenizer, run_tools
 from vlalign.train.checkpoint import Checkpoints, newest_step
+from vlalign.train.describe import describe_compiled
 from vlalign.train.feed import Feed
 from vlalign.train.metrics import MetricWriter, Progress, clock
 from vlalign.train.state import TrainState
 from vlalign.train.step import compile_step, make_step
+from vlalign.versions import versions
 
 if TYPE_CHECKING:
     from vlalign.experiment import Experiment
@@ -98,14 +97,16 @@ def _start(
     step = newest_step(directory)
     if step is None:
         raise UserError(f"train.init_from={source}: no checkpoint below {directory}")
-    reader = Checkpoints(directory)
+    reader = Checkpoints(directory, read_only=True)
     towers = {name: parts.plan.abstract().params[name] for name in experiment.model}
     found = reader.restore_part(step, {"params": towers})["params"]
     reader.close()
     params = {**state.params, **found}
     if state.ema is not None:
-        state = state.replace(ema=jax.tree.map(lambda x: x.copy(), params))
-    return state.replace(params=params), f"starting from the parameters of {source}, step {step}"
+        average = jax.tree.map(lambda x: x.copy(), params)
+        state = dataclasses.replace(state, ema=average)
+    origin = f"starting from the parameters of {source}, step {step}"
+    return dataclasses.replace(state, params=params), origin
 
 
 def data_meta(experiment: Experiment, parts: Assembly) -> dict[str, Any]:
@@ -125,18 +126,6 @@ def _check_meta(saved: dict[str, Any], now: dict[str, Any]) -> None:
                 f"the checkpoint was made with another {name} ({saved.get(name)}, now {value}): "
                 "going on would not be the same run; put it back, or use a new --run-dir"
             )
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    names = ("vlalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
 
 
 class _Loop:
@@ -159,7 +148,7 @@ class _Loop:
         self.writer = MetricWriter(run_dir, first_step=first)
         self.evaluated = _evaluated_steps(run_dir)
         self.embedder = Embedder(experiment.model, parts.mesh, self.config.eval_batch_size)
-        self.tools = run_tools(experiment, parts)
+        self.tools = run_tools(experiment, parts.tokenizer)
         self.prepared: dict[str, Any] = {}
         self.stop = False
 
@@ -215,10 +204,12 @@ class _Loop:
         pending: tuple[int, dict[str, jax.Array]] | None = None
         for step in range(self.first, self.config.steps):
             if self._due(step):
-                pending = self._settle(pending, feed, state)
+                self._settle(pending, feed, state)
+                pending = None
                 self._evaluate(step, state)
             if self.stop or (step % self.config.save_every == 0 and step > self.first):
-                pending = self._settle(pending, feed, state)
+                self._settle(pending, feed, state)
+                pending = None
                 self._save(state)
             if self.stop:
                 return state
@@ -299,41 +290,6 @@ class _Loop:
         meta = data_meta(self.experiment, self.parts) | {"versions": versions()}
         position = int(state.step) * self.experiment.data.batch_size
         self.checkpoints.save(int(state.step), state, meta | {"position": position})
-
-
-def run_tools(experiment: Experiment, parts: Assembly) -> Tools:
-    """What evaluators turn raw images and texts into inputs with."""
-    view = experiment.data.views.get("image")
-    if not isinstance(view, ImageView):
-        raise UserError("data.views.image must be an ImageView: evaluation prepares images by it")
-    return Tools(
-        image=view.evaluate,
-        tokens=lambda texts: parts.tokenizer.encode(list(texts))[0],
-    )
-
-
-def describe_compiled(
-    experiment: Experiment, parts: Assembly, compiled: jax.stages.Compiled, seconds: float
-) -> str:
-    """Parameters, mesh, memory and FLOPs of the compiled step, for a person."""
-    sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parts.plan.shapes.params)]
-    memory = compiled.memory_analysis()
-    flops = 3 * forward_flops(experiment, parts) * experiment.data.batch_size
-    mesh = " x ".join(f"{axis}={size}" for axis, size in parts.mesh.shape.items())
-    text = f"{sum(sizes):,} parameters on {mesh} ({jax.devices()[0].device_kind}); "
-    if memory is not None:
-        state = memory.argument_size_in_bytes / 2**20
-        text += f"per device {state:.0f} MiB state and batch, "
-        text += f"{memory.temp_size_in_bytes / 2**20:.0f} MiB temporary; "
-    return text + f"{flops / 1e9:.1f} GFLOP a step; compiled in {seconds:.1f} s"
-
-
-def forward_flops(experiment: Experiment, parts: Assembly) -> int:
-    """FLOPs of the matrix products of all towers, forward, for one example in training."""
-    return sum(
-        module.flops(parts.example[name].shape[1:], train=True)  # type: ignore[attr-defined]
-        for name, module in experiment.model.items()
-    )
 
 
 def _evaluated_steps(run_dir: Path) -> set[int]:

@@ -1,6 +1,7 @@
 """From configuration to an optax chain: groups by path, clipping, decay, schedule."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from vlalign.errors import UserError
 from vlalign.parallel.rules import path_str
@@ -34,14 +36,16 @@ class Group:
 class Optimizer:
     """How parameters move.
 
-    kind: "adamw", "lion" or "sgd" (with momentum b1).
+    kind: "adamw", "lion", "sgd" (with momentum b1), or "muon" (Jordan et al. 2024): orthogonalised
+    momentum b1 for the matrices within the blocks, scaled to the size of an Adam update (Liu et al.
+    2025, "Muon is scalable", section 2.2), and Adam, with b1 and b2, for everything else.
     learning_rate: peak.   schedule: its course.   b1, b2, epsilon: of the moments.
     weight_decay: decoupled, times the learning rate.   clip_norm: of the global gradient norm;
     None: no clipping.   groups: exceptions by path; the first that matches counts, and each must
     match something.
     """
 
-    kind: Literal["adamw", "lion", "sgd"] = "adamw"
+    kind: Literal["adamw", "lion", "sgd", "muon"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Schedule = dataclasses.field(default_factory=Cosine)
     b1: float = 0.9
@@ -105,7 +109,7 @@ class Optimizer:
             return jax.tree.map(lambda u, m: u if m == 1.0 else u * m, updates, multiples(updates))
 
         chain = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
-        chain += [self._moments()]
+        chain += [self._moments(names)]
         if self.weight_decay:
             chain += [optax.add_decayed_weights(self.weight_decay, mask=decays)]
         if any(group.learning_rate != 1.0 for group in self.groups):
@@ -113,12 +117,63 @@ class Optimizer:
         chain += [optax.scale_by_learning_rate(lambda step: self.rate(step, steps))]
         return optax.chain(*chain)
 
-    def _moments(self) -> optax.GradientTransformation:
+    def _moments(self, names: Mapping[str, tuple[str | None, ...]]) -> optax.GradientTransformation:
+        if self.kind == "muon":
+            adam = optax.scale_by_adam(self.b1, self.b2, self.epsilon)
+            return optax.partition(
+                {"matrix": muon(names, self.b1), "rest": adam},
+                lambda tree: jax.tree_util.tree_map_with_path(
+                    lambda path, _: "matrix" if _sides(names[path_str(path)]) else "rest", tree
+                ),
+            )
         if self.kind == "adamw":
             return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
         if self.kind == "lion":
             return optax.scale_by_lion(self.b1, self.b2)
         return optax.trace(self.b1)
+
+
+def muon(names: Mapping[str, tuple[str | None, ...]], beta: float) -> optax.GradientTransformation:
+    """Orthogonalised momentum of matrices, each update with the root mean square 0.2 of Adam's.
+
+    names: parameter path -> axis names, from which each matrix's inputs and outputs follow.
+    """
+
+    def dimensions(tree: Any) -> Any:
+        def one(path: tuple[Any, ...], _: Any) -> optax.contrib.MuonDimensionNumbers:
+            sides = _sides(names[path_str(path)])
+            assert sides is not None, path
+            return optax.contrib.MuonDimensionNumbers(*sides)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def rescale(updates: Any, params: Any) -> Any:
+        del params
+
+        def one(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+            sides = _sides(names[path_str(path)])
+            assert sides is not None, path
+            longest = max(math.prod(update.shape[axis] for axis in side) for side in sides)
+            return update * (0.2 * math.sqrt(longest))
+
+        return jax.tree_util.tree_map_with_path(one, updates)
+
+    momentum = optax.contrib.scale_by_muon(beta=beta, weight_dimension_numbers=dimensions)
+    return optax.chain(momentum, optax.stateless(rescale))
+
+
+# Matrices side by side in one array, each orthogonalised on its own.
+_STACKING = ("layers", "qkv")
+
+
+def _sides(names: tuple[str | None, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Axes of the inputs and of the outputs of a matrix within a block; None for anything else."""
+    axes = [axis for axis, name in enumerate(names) if name not in _STACKING]
+    inner = [axis for axis in axes if names[axis] in ("mlp", "heads", "head_dim")]
+    outer = [axis for axis in axes if names[axis] == "embed"]
+    if len(outer) != 1 or not inner or len(inner) + 1 != len(axes):
+        return None
+    return ((outer[0],), tuple(inner)) if outer[0] < inner[0] else (tuple(inner), (outer[0],))
 
 
 def _decays(path: str, names: tuple[str | None, ...]) -> bool:

@@ -1,0 +1,98 @@
+"""`vlalign train` as a user meets it: shipped configurations, bad input, kills, own methods."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlalign import cli
+from vlalign.cli._configs import shipped_configs
+from vlalign.data.images import ImageView
+from vlalign.experiment import Experiment, load_config
+from vlalign.train.assemble import assemble
+
+ROOT = Path(__file__).resolve().parents[2]
+# The shipped model made small enough to compile and step in a few seconds.
+SMALL = (
+    *("model.image.width=32", "model.image.depth=1", "model.image.heads=2"),
+    *("model.text.width=32", "model.text.depth=1", "model.text.heads=2"),
+    *("data.batch_size=16", "optimizer.schedule.warmup=1", "train.log_every=1"),
+)
+SETS = [word for value in SMALL for word in ("--set", value)]
+
+
+def vlalign(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, one CPU device."""
+    command = [sys.executable, "-m", "vlalign", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configurations_fit_together(name: str) -> None:
+    experiment = load_config(shipped_configs()[name])
+    assert isinstance(experiment, Experiment)
+    assert experiment.name == name
+    parts = assemble(experiment, experiment.data.fit_tokenizer())
+    view = experiment.data.views["image"]
+    assert isinstance(view, ImageView)
+    assert parts.example["image"].shape[1:] == (view.size, view.size, 3)
+    assert f"vlalign train {name}" in (sys.modules[name].__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "train.stps=3"], "no such path; nearest: train.steps"),
+        (["--set", "train.steps=many"], "expected int"),
+        (["--set", "train.steps=0"], "must be at least 1"),
+        (["--set", "model.image.pool=max"], "one of 'class', 'mean', 'map'"),
+        (["--set", "data.batch_size=15", "--set", "mesh.data=1"], "does not cover 8"),
+        (["--set", "data.batch_size=15"], "does not divide over the mesh"),
+        (["--set", "model.image.patch_size=7"], "does not divide into patches"),
+        (["no_such_config"], "no configuration"),
+        (["--devices", "0"], "at least 1"),
+    ],
+)
+def test_bad_input_is_an_error_that_says_what_would_be_right(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "--run-dir", str(tmp_path / "run"), *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_show_prints_tree_parameters_and_flops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "--set", "mesh.fsdp=2"]) == 0
+    out = capsys.readouterr().out
+    assert "model.image = @vlalign.encoders.vit:ViT" in out
+    assert re.search(r"image/transformer/blocks/mlp/up/kernel +\(\d.*fsdp.*float32|float32", out)
+    assert "MFLOP forward" in out
+
+
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same() -> None:
+    command = [sys.executable, "benchmarks/kills.py", "--kills", "2", "--steps", "12"]
+    small = [*SETS, "--set", "evals.retrieval_seen.every=0", "--set", "train.eval_batch_size=64"]
+    done = subprocess.run([*command, *small], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 differ" in done.stdout
+
+
+def test_the_readmes_method_trains_and_is_opened_again(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "text_only.py").write_text(next(b for b in blocks if "TextToImage" in b))
+    short = ["--set", "train.steps=2", "--set", "train.eval_batch_size=64"]
+    done = vlalign("train", "text_only.py", *SETS, *short, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "text_only"
+    assert (run / "report.html").is_file()
+    refused = vlalign("eval", str(run), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--allow-module text_only" in refused.stderr
+    only = ("--only", "category_unseen")
+    done = vlalign("eval", str(run), *only, "--allow-module", "text_only", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "top1" in done.stdout
+    again = vlalign("train", "text_only.py", *SETS, "--set", "train.steps=3", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "train.steps: 2 -> 3" in again.stderr
