@@ -1,4 +1,8 @@
-"""CLIP on the embedded emoji."""
+"""CLIP on the embedded emoji: one style of drawing to learn from, another one to be asked about.
+
+vlalign train emoji_clip
+
+"""
 
 from vlalign.data.captions import CaptionView
 from vlalign.data.emoji import Emoji
@@ -22,9 +26,26 @@ def config() -> Experiment:
     return Experiment(
         name="emoji_clip",
         model={
-            "image": ViT(patch_size=8, width=128, depth=4, heads=2, embed_dim=128, pool="mean", activation="quick_gelu", scan=False),
+            "image": ViT(
+                patch_size=12,
+                width=192,
+                depth=4,
+                heads=3,
+                embed_dim=128,
+                pool="mean",
+                activation="quick_gelu",
+                scan=False,
+            ),
             "text": TextTransformer(
-                vocab_size=4096, width=128, depth=2, heads=2, embed_dim=128, causal=False, pool="mean", activation="quick_gelu", scan=False
+                vocab_size=4096,
+                width=128,
+                depth=2,
+                heads=2,
+                embed_dim=128,
+                causal=False,
+                pool="mean",
+                activation="quick_gelu",
+                scan=False,
             ),
         },
         objectives={"clip": Clip(logit_scale_init=10.0)},
@@ -32,19 +53,43 @@ def config() -> Experiment:
             source=seen,
             views={
                 "image": ImageView(
-                    size=48, random_background=0.7, rotation=15, scale=(0.7, 1.15), translation=0.1, shear=8,
-                    brightness=0.3, contrast=0.3, saturation=0.5, hue=20, grayscale=0.1, posterize=0.1,
+                    size=48,
+                    random_background=0.75,
+                    rotation=15.0,
+                    scale=(0.7, 1.15),
+                    translation=0.1,
+                    shear=8.0,
+                    brightness=0.3,
+                    contrast=0.3,
+                    saturation=0.5,
+                    hue=20.0,
+                    grayscale=0.1,
+                    posterize=0.15,
                 ),
-                "text": CaptionView(name=3),
+                "text": CaptionView(
+                    name=3.0,
+                    templates=("a picture of {name}", "{name}, one of {category}"),
+                ),
             },
             tokenizer=Bpe(vocab_size=4096, length=16),
-            batch_size=256,
+            batch_size=128,
         ),
-        optimizer=Optimizer(learning_rate=2e-3, schedule=Cosine(warmup=20)),
+        optimizer=Optimizer(
+            kind="muon",
+            learning_rate=5e-3,
+            b1=0.95,
+            b2=0.98,
+            schedule=Cosine(warmup=20),
+        ),
         evals={
-            "retrieval_seen": Retrieval(source=seen, every=100),
-            "retrieval_unseen": Retrieval(source=unseen, every=100),
-            "category_unseen": ZeroShot(source=unseen, label="category"),
+            "retrieval_seen": Retrieval(source=seen, every=250),
+            "retrieval_unseen": Retrieval(source=unseen, every=250),
+            "category_unseen": ZeroShot(
+                source=unseen,
+                label="category",
+                templates=("{}", "a picture of {}", "one of {}"),
+            ),
+            "subcategory_unseen": ZeroShot(source=unseen, label="subcategory"),
         },
-        train=Train(steps=200, log_every=10, save_every=50),
+        train=Train(steps=1000, log_every=20, save_every=250),
     )

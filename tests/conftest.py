@@ -12,7 +12,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
-    " --xla_cpu_collective_call_terminate_timeout_seconds=600",
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    # Tests compile much and compute little.
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 
 import hypothesis

@@ -1,6 +1,7 @@
 """Caption views: every form is drawn, by its weight, from what the record has."""
 
 import collections
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -41,8 +42,10 @@ def test_forms(record: Make) -> None:
         assert name == "thing number 4"
         assert 1 <= len(some) <= 4
         assert set(some) <= words
-    assert set(_draws(_only(template=1.0), one)) == {
-        "a picture of thing number 4",
+    assert set(_draws(_only(template=1.0), one)) == {"a picture of thing number 4"}
+    two = ("{name}!", "{name}, one of {category}")
+    assert set(_draws(dataclasses.replace(_only(template=1.0), templates=two), one)) == {
+        "thing number 4!",
         "thing number 4, one of kind 1",
     }
 

@@ -30,7 +30,11 @@ def tokens(*lengths: int, total: int = 10) -> jax.Array:
 
 
 def init(module: nn.Module, x: jax.Array) -> Any:
-    return meta.unbox(module.init(jax.random.key(0), x))
+    return meta.unbox(jax.jit(module.init)(jax.random.key(0), x))
+
+
+def run(module: nn.Module, *inputs: Any, **options: Any) -> Any:
+    return jax.jit(module.apply, static_argnames="train")(*inputs, **options)
 
 
 @pytest.mark.parametrize("pool", ["class", "mean", "map"])
@@ -38,7 +42,7 @@ def init(module: nn.Module, x: jax.Array) -> Any:
 def test_vit_shapes_and_parameters_are_float32(pool: Any, registers: int) -> None:
     model = ViT(**VIT, pool=pool, registers=registers)
     params = init(model, images())
-    out = model.apply(params, images())
+    out = run(model, params, images())
     length = 16 + registers + (pool == "class")
     assert out.pooled.shape == (3, 16)
     assert out.tokens.shape == (3, length, 32)
@@ -55,7 +59,7 @@ def test_scanned_unrolled_and_rematerialised_are_equal(remat: Any) -> None:
         def loss(p: Any) -> jax.Array:
             return jnp.sum(model.apply(p, images()).pooled ** 2)
 
-        return jax.value_and_grad(loss)(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     wanted = value(base)
     for scan in (True, False):
@@ -63,7 +67,7 @@ def test_scanned_unrolled_and_rematerialised_are_equal(remat: Any) -> None:
         assert jax.tree.structure(init(model, images())) == jax.tree.structure(params)
         got = value(model)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_uint8_and_normalised_pixels_agree() -> None:
@@ -72,7 +76,7 @@ def test_uint8_and_normalised_pixels_agree() -> None:
     mean, std = np.array([0.1, 0.2, 0.3], "f"), np.array([0.4, 0.5, 0.6], "f")
     floats = jnp.asarray((np.asarray(images(), "f") / 255 - mean) / std)
     np.testing.assert_allclose(
-        model.apply(params, images()).pooled, model.apply(params, floats).pooled, atol=1e-5
+        run(model, params, images()).pooled, run(model, params, floats).pooled, atol=1e-5
     )
 
 
@@ -87,12 +91,12 @@ def test_token_drop_keeps_a_part_and_is_the_same_however_the_batch_is_cut() -> N
     model = ViT(**VIT, pool="mean", token_drop=0.5)
     params = init(model, images(4))
     rngs = {"drop": jax.random.key(3)}
-    whole = model.apply(params, images(4), train=True, rngs=rngs)
+    whole = run(model, params, images(4), train=True, rngs=rngs)
     assert whole.tokens.shape == (4, 8, 32)
     rows = jnp.asarray([1, 3], jnp.int32)
-    part = model.apply(params, images(4)[rows], train=True, rows=rows, rngs=rngs)
+    part = run(model, params, images(4)[rows], train=True, rows=rows, rngs=rngs)
     np.testing.assert_allclose(part.pooled, whole.pooled[rows], atol=1e-6)
-    assert model.apply(params, images(4)).tokens.shape == (4, 16, 32)
+    assert run(model, params, images(4)).tokens.shape == (4, 16, 32)
 
 
 @pytest.mark.parametrize("pool", ["eot", "mean", "map"])
@@ -101,11 +105,11 @@ def test_text_ignores_padding(pool: Any, causal: bool) -> None:
     model = TextTransformer(**TEXT, pool=pool, causal=causal)
     long = tokens(6, 3, total=10)
     params = init(model, long)
-    out = model.apply(params, long)
+    out = run(model, params, long)
     # Whatever stands in a padded place's embedding must not matter: shift the padding token's row.
     changed = jax.tree.map(lambda x: x, params)
     changed["params"]["token"] = params["params"]["token"].at[0].add(5.0)
-    np.testing.assert_allclose(out.pooled, model.apply(changed, long).pooled, atol=1e-6)
+    np.testing.assert_allclose(out.pooled, run(model, changed, long).pooled, atol=1e-6)
     np.testing.assert_array_equal(out.mask.sum(axis=1), [6, 3])
 
 
@@ -114,7 +118,7 @@ def test_causal_text_does_not_see_ahead() -> None:
     a = tokens(8, total=8)
     b = a.at[0, 5].set((a[0, 5] + 1) % 49 + 1)
     params = init(model, a)
-    before, after = model.apply(params, a).tokens, model.apply(params, b).tokens
+    before, after = run(model, params, a).tokens, run(model, params, b).tokens
     np.testing.assert_allclose(before[0, :5], after[0, :5], atol=1e-6)
     assert float(jnp.abs(before[0, 5:] - after[0, 5:]).max()) > 1e-3
 
@@ -123,7 +127,7 @@ def test_last_pooling_needs_padding_to_be_seen() -> None:
     with pytest.raises(UserError, match="mask_padding"):
         init(TextTransformer(**TEXT, pool="last"), tokens(3))
     model = TextTransformer(**TEXT, pool="last", mask_padding=False, causal=False)
-    assert model.apply(init(model, tokens(3)), tokens(3)).pooled.shape == (1, 16)
+    assert run(model, init(model, tokens(3)), tokens(3)).pooled.shape == (1, 16)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_flops_agree_with_the_compiler(module: Any) -> None:
 def test_bfloat16_computes_close_and_pools_in_float32() -> None:
     full, half = ViT(**VIT), ViT(**VIT, dtype="bfloat16")
     params = init(full, images())
-    a, b = full.apply(params, images()).pooled, half.apply(params, images()).pooled
+    a, b = run(full, params, images()).pooled, run(half, params, images()).pooled
     assert b.dtype == jnp.float32
     np.testing.assert_allclose(a, b, atol=0.05 * float(jnp.abs(a).max()))
 

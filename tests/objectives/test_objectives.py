@@ -1,5 +1,6 @@
 """The contract of objectives, on hand-made numbers: terms, memory, where gradients flow."""
 
+import functools
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ def batch(rows: int = B) -> dict[str, jax.Array]:
 def setup(**objectives: Objective) -> tuple[dict[str, Any], dict[str, Any]]:
     key, first = jax.random.key(0), batch()
     params = {
-        name: meta.unbox(module.init({"params": key}, first[name])["params"])
+        name: meta.unbox(jax.jit(module.init)({"params": key}, first[name])["params"])
         for name, module in MODEL.items()
     }
     memory = {name: o.init_memory(params, B) for name, o in objectives.items()}
@@ -44,7 +45,13 @@ def setup(**objectives: Objective) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def run(params: Any, memory: Any, data: Any, step: int = 0, **objectives: Objective) -> Any:
-    return total_loss(MODEL, objectives, params, memory, data, jax.random.key(1), jnp.int32(step))
+    compiled = _compiled(tuple(objectives.items()))
+    return compiled(params, memory, data, jax.random.key(1), jnp.int32(step))
+
+
+@functools.cache
+def _compiled(objectives: tuple[tuple[str, Objective], ...]) -> Any:
+    return jax.jit(functools.partial(total_loss, MODEL, dict(objectives)))
 
 
 def unit(x: jax.Array) -> np.ndarray:
@@ -61,7 +68,8 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def embeddings(params: Any, data: Any) -> tuple[np.ndarray, np.ndarray]:
-    out = [unit(MODEL[n].apply({"params": params[n]}, data[n]).pooled) for n in ("image", "text")]
+    apply = {name: jax.jit(module.apply) for name, module in MODEL.items()}
+    out = [unit(apply[n]({"params": params[n]}, data[n]).pooled) for n in ("image", "text")]
     return out[0], out[1]
 
 

@@ -48,7 +48,7 @@ class CaptionView:
     synthetic: float = 1.0
     rewrite: float = 1.0
     keyword_count: tuple[int, int] = (1, 4)
-    templates: tuple[str, ...] = ("a picture of {name}", "{name}, one of {category}")
+    templates: tuple[str, ...] = ("a picture of {name}",)
     template_language: str = "en"
 
     def __post_init__(self) -> None:

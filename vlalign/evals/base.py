@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from vlalign.errors import UserError
+
 if TYPE_CHECKING:
     from vlalign.evals.pictures import Sheet
 
@@ -87,7 +89,7 @@ class Pictured(Protocol):
 def check_every(every: int) -> None:
     """Raises `ValueError` unless `every` is a possible number of steps."""
     if every < 0:
-        raise ValueError(f"every={every}: steps between evaluations must be >= 0 (0: at the end)")
+        raise UserError(f"every={every}: steps between evaluations must be >= 0 (0: at the end)")
 
 
 def remember(embed: Embed) -> Embed:

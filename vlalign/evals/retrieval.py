@@ -60,7 +60,7 @@ class Retrieval:
     def __post_init__(self) -> None:
         check_every(self.every)
         if not self.ks or min(self.ks) < 1:
-            raise ValueError(f"ks={self.ks}: cut-offs of recall@k must be >= 1, at least one")
+            raise UserError(f"ks={self.ks}: cut-offs of recall@k must be >= 1, at least one")
 
     def prepare(self, tools: Tools) -> Prepared:
         """Reads the source and finds the right answers.

@@ -56,7 +56,7 @@ class ZeroShot:
         check_every(self.every)
         bad = [template for template in self.templates if template.count("{}") != 1]
         if bad or not self.templates:
-            raise ValueError(
+            raise UserError(
                 f"templates={self.templates}: each needs one {{}} for the class"
                 + (f", unlike {bad[0]!r}" if bad else "")
             )

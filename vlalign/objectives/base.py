@@ -84,7 +84,7 @@ class Towers:
     def encode(self, tower: str, field: str | None = None) -> Encoding:
         """Encoding of batch field `field` (default: the tower's own name) in training mode."""
         field = tower if field is None else field
-        return self._encode(tower, field, "online", self.params[tower], train=True)
+        return self._encode(tower, field, "online", self.params, train=True)
 
     def encode_with(
         self, params: Mapping[str, Any], name: str, tower: str, field: str | None = None
@@ -94,10 +94,11 @@ class Towers:
         params: by tower name.   name: what these parameters are called, to remember encodings by.
         """
         field = tower if field is None else field
-        frozen = jax.lax.stop_gradient(params[tower])
-        return jax.lax.stop_gradient(self._encode(tower, field, name, frozen, train=False))
+        return jax.lax.stop_gradient(self._encode(tower, field, name, params, train=False))
 
-    def _encode(self, tower: str, field: str, name: str, params: Any, *, train: bool) -> Encoding:
+    def _encode(
+        self, tower: str, field: str, name: str, params: Mapping[str, Any], *, train: bool
+    ) -> Encoding:
         if tower not in self.model:
             raise UserError(f"no tower '{tower}' in the model{nearest(tower, self.model)}")
         if field not in self.batch:
@@ -107,7 +108,7 @@ class Towers:
             rng = jax.random.fold_in(self._rng, _stable_hash(f"{tower}/{field}/{name}"))
             with jax.named_scope(f"{name}/{tower}"):
                 self._known[key] = self.model[tower].apply(  # type: ignore[assignment]
-                    {"params": params},
+                    {"params": params[tower]},
                     self.batch[field],
                     train=train,
                     rows=self._rows,
