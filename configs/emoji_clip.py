@@ -72,18 +72,18 @@ def config() -> Experiment:
                 ),
             },
             tokenizer=Bpe(vocab_size=4096, length=16),
-            batch_size=128,
+            batch_size=256,
         ),
         optimizer=Optimizer(
             kind="muon",
-            learning_rate=5e-3,
+            learning_rate=7e-3,
             b1=0.95,
             b2=0.98,
             schedule=Cosine(warmup=20),
         ),
         evals={
-            "retrieval_seen": Retrieval(source=seen, every=250),
-            "retrieval_unseen": Retrieval(source=unseen, every=250),
+            "retrieval_seen": Retrieval(source=seen, every=100),
+            "retrieval_unseen": Retrieval(source=unseen, every=100),
             "category_unseen": ZeroShot(
                 source=unseen,
                 label="category",
@@ -91,5 +91,5 @@ def config() -> Experiment:
             ),
             "subcategory_unseen": ZeroShot(source=unseen, label="subcategory"),
         },
-        train=Train(steps=1000, log_every=20, save_every=250),
+        train=Train(steps=1000, log_every=20, save_every=100),
     )

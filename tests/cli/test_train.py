@@ -70,6 +70,7 @@ def test_show_prints_tree_parameters_and_flops(capsys: pytest.CaptureFixture[str
     assert "MFLOP forward" in out
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same() -> None:
     command = [sys.executable, "benchmarks/kills.py", "--kills", "2", "--steps", "12"]
     small = [*SETS, "--set", "evals.retrieval_seen.every=0", "--set", "train.eval_batch_size=64"]
@@ -78,6 +79,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same() -> None:
     assert ", 0 differ" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_readmes_method_trains_and_is_opened_again(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "text_only.py").write_text(next(b for b in blocks if "TextToImage" in b))

@@ -20,6 +20,8 @@ from vlalign.train.config import Train
 from vlalign.train.loop import train
 from vlalign.train.step import compile_step, make_step
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Experiment]
 STEPS = 20
 
