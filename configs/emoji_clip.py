@@ -7,6 +7,10 @@ among 1,911 concepts: 82.6 % in the style it learned from (Noto), 31.0 % in the 
 seen (Twemoji); one run, seed 0.
 """
 
+from typing import Any
+
+import flax.linen as nn
+
 from vlalign.data.captions import CaptionView
 from vlalign.data.emoji import Emoji
 from vlalign.data.images import ImageView
@@ -28,61 +32,16 @@ def config() -> Experiment:
     seen, unseen = Emoji(style="noto"), Emoji(style="twemoji")
     return Experiment(
         name="emoji_clip",
-        model={
-            "image": ViT(
-                patch_size=12,
-                width=192,
-                depth=4,
-                heads=3,
-                embed_dim=128,
-                pool="mean",
-                activation="quick_gelu",
-                scan=False,
-            ),
-            "text": TextTransformer(
-                vocab_size=4096,
-                width=128,
-                depth=2,
-                heads=2,
-                embed_dim=128,
-                causal=False,
-                pool="mean",
-                activation="quick_gelu",
-                scan=False,
-            ),
-        },
+        model=towers(),
         objectives={"clip": Clip(logit_scale_init=10.0)},
         data=Data(
             source=seen,
-            views={
-                "image": ImageView(
-                    size=48,
-                    random_background=0.75,
-                    rotation=15.0,
-                    scale=(0.7, 1.15),
-                    translation=0.1,
-                    shear=8.0,
-                    brightness=0.3,
-                    contrast=0.3,
-                    saturation=0.5,
-                    hue=20.0,
-                    grayscale=0.1,
-                    posterize=0.15,
-                ),
-                "text": CaptionView(
-                    name=3.0,
-                    templates=("a picture of {name}", "{name}, one of {category}"),
-                ),
-            },
+            views={"image": augmented(), "text": captions()},
             tokenizer=Bpe(vocab_size=4096, length=16),
             batch_size=256,
         ),
         optimizer=Optimizer(
-            kind="muon",
-            learning_rate=7e-3,
-            b1=0.95,
-            b2=0.98,
-            schedule=Cosine(warmup=20),
+            kind="muon", learning_rate=7e-3, b1=0.95, b2=0.98, schedule=Cosine(warmup=20)
         ),
         evals={
             "retrieval_seen": Retrieval(source=seen, every=120),
@@ -96,3 +55,42 @@ def config() -> Experiment:
         },
         train=Train(steps=480, log_every=10, save_every=120),
     )
+
+
+def towers() -> dict[str, nn.Module]:
+    """16 patches and 16 tokens: small enough to see every emoji 64 times in 4 minutes."""
+    common: dict[str, Any] = {
+        "embed_dim": 128,
+        "pool": "mean",
+        "activation": "quick_gelu",
+        "scan": False,
+    }
+    return {
+        "image": ViT(patch_size=12, width=192, depth=4, heads=3, **common),
+        "text": TextTransformer(
+            vocab_size=4096, width=128, depth=2, heads=2, causal=False, **common
+        ),
+    }
+
+
+def augmented() -> ImageView:
+    """What makes one drawing stand for other styles of it: place, colour, background, shading."""
+    return ImageView(
+        size=48,
+        random_background=0.75,
+        rotation=15.0,
+        scale=(0.7, 1.15),
+        translation=0.1,
+        shear=8.0,
+        brightness=0.3,
+        contrast=0.3,
+        saturation=0.5,
+        hue=20.0,
+        grayscale=0.1,
+        posterize=0.15,
+    )
+
+
+def captions() -> CaptionView:
+    """Mostly the name, which is what is asked for; keywords and the category beside it."""
+    return CaptionView(name=3.0, templates=("a picture of {name}", "{name}, one of {category}"))
