@@ -30,11 +30,17 @@ from vlalign.versions import versions
 def prepare_run(experiment: Experiment, run_dir: Path) -> None:
     """Makes a run directory for an experiment, or checks that it already is one of it.
 
+    A directory that has no checkpoint yet may change its configuration.
+
     Raises UserError if the directory belongs to another configuration or is something else.
     """
     path = run_dir / "config.txt"
     if path.exists():
-        if path.read_text(encoding="utf-8") != tree.dumps(experiment):
+        same = path.read_text(encoding="utf-8") == tree.dumps(experiment)
+        if not same and newest_step(run_dir / "checkpoints") is None:
+            # It never got to a checkpoint (a wrong size, say): nothing of it is worth keeping.
+            (run_dir / "tokenizer.json").unlink(missing_ok=True)
+        elif not same:
             before = load_text(path, allow_modules=tree.modules(experiment))
             lines = tree.diff(before, experiment)
             raise UserError(

@@ -215,7 +215,8 @@ def test_a_truncated_checkpoint_is_set_aside_and_the_run_goes_on(
 
 
 def test_a_run_directory_of_another_configuration_is_refused(tiny: Make, tmp_path: Path) -> None:
-    prepare_run(tiny(), tmp_path)
+    prepare_run(tiny(seed=1), tmp_path)
+    train(tiny(), tmp_path)  # nothing was trained with the other seed: it may be changed
     with pytest.raises(UserError, match="seed: 0 -> 3"):
         prepare_run(tiny(seed=3), tmp_path)
     (tmp_path / "other").mkdir()

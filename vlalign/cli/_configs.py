@@ -1,5 +1,6 @@
 """Finds configuration files: a path of the user's, or one that vlalign ships."""
 
+import argparse
 from pathlib import Path
 
 from vlalign.errors import UserError, nearest
@@ -7,6 +8,28 @@ from vlalign.errors import UserError, nearest
 DEFAULT = "emoji_clip"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """CONFIG, the overrides of it, and the devices it is laid over."""
+    parser.add_argument(
+        "config",
+        nargs="?",
+        help="a Python file with `def config() -> Experiment`, or the name of a shipped one "
+        f"(default: {DEFAULT})",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override a value, as in train.steps=500 or model.image.width=256; repeatable; "
+        "`vlalign show CONFIG` lists the paths",
+    )
+    parser.add_argument(
+        "--devices", type=int, help="simulate this many CPU devices (default: the real ones)"
+    )
 
 
 def shipped_configs() -> dict[str, Path]:

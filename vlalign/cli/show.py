@@ -6,21 +6,12 @@ Nothing is trained and no parameter is made; with --devices the mesh is laid ove
 import argparse
 from typing import Any
 
-from vlalign.cli._configs import find_config
+from vlalign.cli._configs import add_config_arguments, find_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("config", nargs="?", help="as in `vlalign train` (default: emoji_clip)")
-    parser.add_argument(
-        "--set",
-        metavar="PATH=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override a value, as in model.image.width=256; repeatable",
-    )
-    parser.add_argument("--devices", type=int, help="simulate this many CPU devices")
+    add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,30 +8,13 @@ TensorBoard) and report.html. The same command again goes on where the run stopp
 import argparse
 from pathlib import Path
 
-from vlalign.cli._configs import find_config
+from vlalign.cli._configs import add_config_arguments, find_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument(
-        "config",
-        nargs="?",
-        help="a Python file with `def config() -> Experiment`, or the name of a shipped one "
-        "(default: emoji_clip)",
-    )
-    parser.add_argument(
-        "--set",
-        metavar="PATH=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override a value, as in train.steps=500 or model.image.width=256; repeatable; "
-        "`vlalign show CONFIG` lists the paths",
-    )
+    add_config_arguments(parser)
     parser.add_argument("--run-dir", type=Path, help="where the run lives (default: runs/<name>)")
-    parser.add_argument(
-        "--devices", type=int, help="simulate this many CPU devices (default: the real ones)"
-    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
 

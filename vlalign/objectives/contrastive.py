@@ -35,7 +35,17 @@ def keep_embeddings(towers: Towers) -> Arrays:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip(Objective):
+class Pairs(Objective):
+    """Base of the losses over all pairs of image and text embeddings of the batch."""
+
+    def local(self, own: Mapping[str, Any], towers: Towers, memory: Any, step: jax.Array) -> Local:
+        """Keeps the unit embeddings."""
+        del own, memory, step
+        return Local(keep=keep_embeddings(towers))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip(Pairs):
     """Symmetric softmax contrast (Radford et al. 2021, "Learning transferable visual models").
 
     loss = (CE(s zimg ztxt^T, diagonal) + CE of the transpose) / 2, s = exp(logit_scale) learned.
@@ -49,11 +59,6 @@ class Clip(Objective):
         """logit_scale: log of the inverse temperature."""
         del rng
         return {"logit_scale": scale_param(self.logit_scale_init)}
-
-    def local(self, own: Mapping[str, Any], towers: Towers, memory: Any, step: jax.Array) -> Local:
-        """Keeps the unit embeddings."""
-        del own, memory, step
-        return Local(keep=keep_embeddings(towers))
 
     def across(self, own: Mapping[str, Any], kept: Arrays, memory: Any, step: jax.Array) -> Across:
         """The loss over the whole batch."""
@@ -71,7 +76,7 @@ class Clip(Objective):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SigLip(Objective):
+class SigLip(Pairs):
     """Sigmoid contrast of all pairs (Zhai et al. 2023, "Sigmoid loss for language image training").
 
     loss = -1/B sum_ij log sigmoid(y_ij (s zimg_i ztxt_j + bias)), y = 1 on the diagonal, else -1.
@@ -87,11 +92,6 @@ class SigLip(Objective):
         del rng
         bias = jnp.full((), self.logit_bias_init, jnp.float32)
         return {"logit_scale": scale_param(self.logit_scale_init), "logit_bias": bias}
-
-    def local(self, own: Mapping[str, Any], towers: Towers, memory: Any, step: jax.Array) -> Local:
-        """Keeps the unit embeddings."""
-        del own, memory, step
-        return Local(keep=keep_embeddings(towers))
 
     def across(self, own: Mapping[str, Any], kept: Arrays, memory: Any, step: jax.Array) -> Across:
         """The loss over the whole batch."""
