@@ -180,6 +180,6 @@ def fake_run(run_dir: Path, world: World, tools: Tools, embed: Any) -> FakeRun:
 def opened(fake_run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     """Commands find `fake_run` under every path: `vlalign.runs` needs a trained model."""
     runs = types.ModuleType("vlalign.runs")
-    runs.open_run = lambda path: fake_run  # type: ignore[attr-defined]
+    runs.open_run = lambda path, **options: fake_run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vlalign.runs", runs)
     return fake_run

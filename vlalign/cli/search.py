@@ -139,7 +139,7 @@ def _images_for(
     sheet = Sheet(title=f"{name}, step {opened.step:,}", rows=tuple(rows))
     out = args.out or opened.path / "search" / "last.png"
     save_png(contact_sheet(sheet), out)
-    console.print(f"drawn in {out}", markup=False)
+    console.print(f"drawn in {out}", markup=False, soft_wrap=True)
 
 
 def _draw(rows: Sequence["SheetRow"], console: "Console") -> None:
