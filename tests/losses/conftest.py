@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from vlalign.losses import reference
-from vlalign.losses.contrast import Contrast, Extra, Teacher, sigmoid_contrast, softmax_contrast
+from vlalign.losses.contrast import Extra, Teacher, sigmoid_contrast, softmax_contrast
+from vlalign.losses.loss import Loss
 
 Arrays = dict[str, Any]
 QUICK: dict[str, Any] = {"compiler_options": {"xla_backend_optimization_level": 0}}
@@ -60,7 +61,7 @@ class Case:
             given["extra_group"] = rng.integers(0, batch, size=self.extra, dtype=np.int32)
         return arrays, given
 
-    def ours(self, arrays: Arrays, given: Arrays, **options: Any) -> Contrast:
+    def ours(self, arrays: Arrays, given: Arrays, **options: Any) -> Loss:
         """The loss under test."""
         extra = None
         if self.extra:

@@ -4,10 +4,9 @@ Embeddings arrive unit-normalised: nothing here divides by a norm, scores are sc
 Inside `jax.set_mesh(mesh)` arrays have their global meaning: the kernel cuts the batch over those
 of the mesh axes `data` and `fsdp` that exist, repeats the work over other axes, and returns the
 numbers of the whole batch. Without a mesh it is the plain loss.
-All forms return sums and a count; the caller divides once (`Contrast.mean`).
+All forms return sums and a count; the caller divides once (`Loss.mean`).
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -19,37 +18,12 @@ from vlalign.losses._forms import Form, Positives, Sigmoid, Softmax, Stats
 from vlalign.losses._inputs import Extra, Teacher
 from vlalign.losses._pairs import Route, pair_statistics
 from vlalign.losses._scores import Cosine
+from vlalign.losses.loss import Loss
 
-__all__ = ["BLOCK_SIZE", "Contrast", "Extra", "Teacher", "sigmoid_contrast", "softmax_contrast"]
+__all__ = ["BLOCK_SIZE", "Extra", "Teacher", "sigmoid_contrast", "softmax_contrast"]
 
 # Longest side of a tile; measured on CPU by benchmarks/contrast.py.
 BLOCK_SIZE = 1024
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """A loss as sums over the batch; a pytree.
-
-    sum: () weighted sum of the samples' losses. count: () sum of the samples' weights.
-    metrics: weighted sums over the same samples, without gradient: `positive_logit`, and for the
-    directions in use `accuracy_rows` and `accuracy_columns` (a positive scores above all negatives;
-    a tie counts as wrong, so that a collapsed model is not right).
-    """
-
-    sum: jax.Array
-    count: jax.Array
-    metrics: dict[str, jax.Array]
-
-    @property
-    def mean(self) -> jax.Array:
-        """The loss of the batch; 0 if every row is left out."""
-        return self.sum / jnp.where(self.count > 0, self.count, 1.0)
-
-    def metric_means(self) -> dict[str, jax.Array]:
-        """The metrics of the batch; 0 if every row is left out."""
-        count = jnp.where(self.count > 0, self.count, 1.0)
-        return {name: value / count for name, value in self.metrics.items()}
 
 
 def softmax_contrast(
@@ -64,7 +38,7 @@ def softmax_contrast(
     directions: tuple[float, float] = (0.5, 0.5),
     block_size: int = BLOCK_SIZE,
     route: Route = "gather",
-) -> Contrast:
+) -> Loss:
     """Softmax cross-entropy of pairs (InfoNCE): rows among all columns, columns among all rows.
 
     CLIP (Radford et al. 2021, arXiv:2103.00020, figure 3) by default; with `group_b` the uniform
@@ -97,7 +71,7 @@ def softmax_contrast(
         for name, share in zip(("rows", "columns"), directions, strict=True)
         if name in statistics
     ]
-    return Contrast(
+    return Loss(
         sum=functools.reduce(jnp.add, losses),
         count=jnp.sum(weight_b),
         metrics=_metrics(statistics, own_b, weight_b),
@@ -115,7 +89,7 @@ def sigmoid_contrast(
     extra: Extra | None = None,
     block_size: int = BLOCK_SIZE,
     route: Route = "gather",
-) -> Contrast:
+) -> Loss:
     """Logistic loss of all pairs: SigLIP (Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
 
     Scores are logit_scale * <x, y> + logit_bias; label +1 on the diagonal (or for equal `group_b`),
@@ -128,7 +102,7 @@ def sigmoid_contrast(
     statistics, own_b, weight_b = _reduce(pairs, Sigmoid(positives=positives), block_size, route)
     total = jnp.sum(statistics["rows"]["loss"])
     metrics = _metrics(statistics, own_b, weight_b)
-    return Contrast(sum=total, count=jnp.sum(weight_b), metrics=metrics)
+    return Loss(sum=total, count=jnp.sum(weight_b), metrics=metrics)
 
 
 def _reduce(

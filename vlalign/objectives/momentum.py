@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from vlalign.errors import UserError
-from vlalign.losses.contrast import Contrast, Extra, Teacher, softmax_contrast
+from vlalign.losses.contrast import Extra, Teacher, softmax_contrast
+from vlalign.losses.loss import Loss
 from vlalign.objectives.base import Across, Arrays, Local, Objective, Term, Towers, normalize
 from vlalign.objectives.contrastive import clamp_scale, keep_embeddings, scale_param
 
@@ -99,7 +100,7 @@ class MomentumClip(Objective):
         own: str,
         other: str,
         other_tower: str,
-    ) -> Contrast:
+    ) -> Loss:
         """Online `own` against momentum `other`, in the batch and in the queue."""
         columns = jax.lax.stop_gradient(kept[f"{other}_ema"])
         queue = memory["queue"][other_tower] if self.queue else None
