@@ -1,126 +1,194 @@
-"""Time and memory of the streaming contrast kernel against the dense form, in one run.
+"""Memory and time of the contrast kernel beside the forms that others use, in one run.
 
-    python benchmarks/contrast.py --batch 1024 2048 4096 8192 --dim 256
+    python benchmarks/contrast.py --json contrast.json --plot docs/images/contrast_memory.png
 
-For every batch size: milliseconds of value and all gradients (best of several, the two forms taking
-turns), their ratio, and the compiled program's temporary memory. One device, float32.
+Memory: temporary bytes a device of the compiled program (8 simulated CPU devices, float32), value
+and all gradients; nothing runs at these sizes. `slope` is the growth's exponent: 1 is linear in
+the batch B, 2 quadratic. Time: one CPU device, ours / dense, both taking turns in one process.
 """
 
 import argparse
+import json
+import math
+import os
+import platform
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from _forms import DENSE, NAMES, Form, Pairs, compiled, local, ours, shapes
+from _hlo import Program
+from _peers import inf_cl, tiled
+from jax.sharding import AxisType
+from jax.stages import Compiled
 
-from vlalign.losses.contrast import BLOCK_SIZE, Teacher, sigmoid_contrast, softmax_contrast
-
-Loss = Callable[..., jax.Array]
 MIB = 2**20
+DEVICES = 8
+# MiB of temporary memory a device that ours may take, by batch.
+LIMITS = {
+    "gather": {2**14: 120.0, 2**16: 500.0, 2**18: 2.2 * 1024},
+    "ring": {2**14: 40.0, 2**16: 160.0, 2**18: 700.0},
+}
+MAX_RATIO = 0.9
+Result = dict[str, Any]
 
 
-def softmax_dense(x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """CLIP as everyone writes it."""
-    logits = scale * (x @ y.T)
-    rows, columns = jax.nn.log_softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=0)
-    return -0.5 * jnp.mean(jnp.diagonal(rows) + jnp.diagonal(columns))
+def programs(block: int) -> dict[tuple[str, str], Form]:
+    """All that memory is compared of, by form and way."""
+    found: dict[tuple[str, str], Form] = {}
+    for name in NAMES:
+        for route in LIMITS:
+            found[name, route] = ours(name, route=route, block=block)
+        found[name, "global"] = DENSE[name]
+        found[name, "local"] = local(name)
+        found[name, "checkpoint"] = tiled(name, block=block)
+    return found | {("softmax", "inf-cl"): inf_cl(block=block)}
 
 
-def sigmoid_dense(x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """SigLIP as in big_vision."""
-    logits = scale * (x @ y.T) + bias
-    labels = 2.0 * jnp.eye(x.shape[0], dtype=x.dtype) - 1.0
-    return -jnp.sum(jax.nn.log_sigmoid(labels * logits)) / x.shape[0]
+def memory(batches: list[int], dim: int, block: int) -> list[Result]:
+    """Prints and returns temporary memory a device, for every form, way and batch."""
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+    print(f"MiB of temporary memory a device; {DEVICES} devices, d={dim}, tiles of {block}")
+    print("form    way        " + "".join(f"{f'B={b // 1024}K':>12}" for b in batches) + "  slope")
+    results = []
+    for (form, way), loss in programs(block).items():
+        result: Result = {"form": form, "way": way, "bytes": {}, "largest_per_batch": {}}
+        for batch in batches:
+            with jax.set_mesh(mesh):
+                done = compiled(loss, shapes(batch, dim, jnp.dtype(jnp.float32), mesh))
+            result["bytes"][batch] = done.memory_analysis().temp_size_in_bytes
+            largest = Program(done.as_text()).largest
+            result["largest_per_batch"][batch] = largest / (batch * dim)
+        result["slope"] = slope(result["bytes"])
+        print(memory_line(result), flush=True)
+        results.append(result)
+    return results
 
 
-def soft_dense(x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """ALBEF's targets, the teacher being the shifted embeddings."""
-    logits = scale * (x @ y.T)
-    teacher = jax.lax.stop_gradient(scale * (jnp.roll(x, 1, 1) @ jnp.roll(y, 1, 1).T))
-    loss = jnp.zeros((), x.dtype)
-    for axis in (0, 1):
-        target = 0.6 * jnp.eye(x.shape[0], dtype=x.dtype) + 0.4 * jax.nn.softmax(teacher, axis)
-        loss -= 0.5 * jnp.mean(jnp.sum(target * jax.nn.log_softmax(logits, axis), axis))
-    return loss
+def slope(sizes: dict[int, int]) -> float:
+    """Exponent of the growth: of the straight line through log(bytes) over log(batch)."""
+    if len(sizes) < 2:
+        return math.nan
+    batches, found = (np.log(np.array(list(v), float)) for v in (sizes.keys(), sizes.values()))
+    return float(np.polyfit(batches, found, 1)[0])
 
 
-def streaming(form: str, block_size: int) -> Loss:
-    """Our form of the same name."""
-
-    def loss(x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-        if form == "sigmoid":
-            return sigmoid_contrast(
-                x, y, logit_scale=scale, logit_bias=bias, block_size=block_size
-            ).mean
-        teacher = Teacher(jnp.roll(x, 1, 1), jnp.roll(y, 1, 1), scale, 0.4)
-        return softmax_contrast(
-            x,
-            y,
-            logit_scale=scale,
-            block_size=block_size,
-            teacher=teacher if form == "soft" else None,
-        ).mean
-
-    return loss
+def memory_line(result: Result) -> str:
+    """A result as a line of the table; `!` stands at what is over its limit."""
+    limits = LIMITS.get(result["way"], {})
+    cells = [
+        f"{size / MIB:11.1f}" + ("!" if size / MIB > limits.get(batch, math.inf) else " ")
+        for batch, size in result["bytes"].items()
+    ]
+    text = f"{result['form']:7} {result['way']:11}" + "".join(cells) + f" {result['slope']:6.2f}"
+    if result["way"] == "ring":
+        whole = max(result["largest_per_batch"].values())
+        text += f"  largest array {whole:.3f} B d" + (" !" if whole >= 1 else "")
+    return text
 
 
-DENSE = {"softmax": softmax_dense, "sigmoid": sigmoid_dense, "soft": soft_dense}
+def timing(batches: list[int], dim: int, blocks: list[int], repeats: int) -> list[Result]:
+    """Prints and returns the time of ours at every tile, and of the dense form."""
+    print(f"\nms of value and all gradients; one CPU device, d={dim}, best of {repeats}")
+    print("form     batch      dense " + "".join(f"{f'tile {b}':>16}" for b in blocks) + "  best")
+    results = []
+    for form in NAMES:
+        for batch in batches:
+            arguments = embeddings(batch, dim)
+            ways = [DENSE[form], *(ours(form, block=block) for block in blocks)]
+            dense, *found = seconds([compiled(way, arguments) for way in ways], arguments, repeats)
+            tiles = dict(zip(blocks, found, strict=True))
+            result = {"form": form, "batch": batch, "dense_seconds": dense, "tile_seconds": tiles}
+            result["best_tile"] = min(tiles, key=lambda block: tiles[block])
+            result["ratio"] = tiles[result["best_tile"]] / dense
+            print(timing_line(result), flush=True)
+            results.append(result)
+    return results
 
 
-def compiled(loss: Loss, arguments: tuple[jax.Array, ...]) -> Any:
-    """The program of value and all gradients."""
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))).lower(*arguments).compile()
+def timing_line(result: Result) -> str:
+    """A result as a line of the table; `!` stands at a best ratio that is too high."""
+    dense = result["dense_seconds"]
+    cells = [f"{s * 1e3:9.0f} ({s / dense:4.2f})" for s in result["tile_seconds"].values()]
+    return (
+        f"{result['form']:7} {result['batch']:6} {dense * 1e3:10.0f} "
+        + "".join(f"{cell:>16}" for cell in cells)
+        + f"  {result['best_tile']}"
+        + (" !" if result["ratio"] > MAX_RATIO else "")
+    )
 
 
-def seconds(programs: list[Any], arguments: tuple[jax.Array, ...], repeats: int) -> list[float]:
+def seconds(ways: list[Compiled], arguments: Pairs, repeats: int) -> list[float]:
     """Best time of each program; taking turns, so that a busy machine hurts all alike."""
-    best = [float("inf")] * len(programs)
+    best = [math.inf] * len(ways)
     for _ in range(repeats + 1):
-        for i, program in enumerate(programs):
+        for i, way in enumerate(ways):
             begin = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
+            jax.block_until_ready(way(arguments))
             best[i] = min(best[i], time.perf_counter() - begin)
     return best
 
 
-def embeddings(batch: int, dim: int) -> tuple[jax.Array, ...]:
-    """Unit-norm random pairs, a scale and a bias."""
-    keys = jax.random.split(jax.random.key(0))
-    x, y = (jax.random.normal(key, (batch, dim), jnp.float32) for key in keys)
-    unit = [z / jnp.linalg.norm(z, axis=1, keepdims=True) for z in (x, y)]
-    return *unit, jnp.float32(20.0), jnp.float32(-10.0)
+def embeddings(batch: int, dim: int) -> Pairs:
+    """Unit-norm random embeddings, a scale and a bias."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    z = [jax.random.normal(key, (batch, dim), jnp.float32) for key in keys]
+    x, y, tx, ty = (v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in z)
+    return Pairs(x, y, jnp.float32(20.0), jnp.float32(-10.0), tx, ty)
 
 
-def row(form: str, batch: int, dim: int, block_size: int, repeats: int) -> str:
-    """One line of the table."""
-    arguments = embeddings(batch, dim)
-    programs = [compiled(f, arguments) for f in (DENSE[form], streaming(form, block_size))]
-    dense, ours = seconds(programs, arguments, repeats)
-    memory = [p.memory_analysis().temp_size_in_bytes / MIB for p in programs]
-    return (
-        f"{form:8} {batch:6} {dense * 1e3:10.2f} {ours * 1e3:10.2f} {ours / dense:6.2f} "
-        f"{memory[0]:10.1f} {memory[1]:9.1f}"
-    )
+def plot(results: list[Result], path: Path) -> None:
+    """Memory over batch, a panel for each form."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(NAMES), figsize=(11, 3.6), sharey=True, layout="tight")
+    for form, panel in zip(NAMES, panels, strict=True):
+        for result in (r for r in results if r["form"] == form):
+            mine = result["way"] in LIMITS
+            label = f"vlalign, {result['way']}" if mine else result["way"]
+            sizes = [size / MIB for size in result["bytes"].values()]
+            style = (
+                {"marker": "o", "linewidth": 2.5} if mine else {"marker": ".", "linestyle": "--"}
+            )
+            panel.loglog(list(result["bytes"]), sizes, label=label, base=2, **style)
+        panel.set(title=form, xlabel="batch")
+        panel.grid(visible=True, alpha=0.3)
+        panel.legend(fontsize=8)
+    panels[0].set_ylabel("MiB of temporary memory a device")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the tables; writes the picture and the numbers where asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batch", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
-    parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--form", choices=sorted(DENSE), nargs="+", default=sorted(DENSE))
-    parser.add_argument("--block-size", type=int, default=BLOCK_SIZE)
+    parser.add_argument("--only", choices=["memory", "time"], help="one of the two tables")
+    parser.add_argument("--batch", type=int, nargs="+", default=[2**14, 2**16, 2**18, 2**20])
+    parser.add_argument("--time-batch", type=int, nargs="+", default=[2**13, 2**14])
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--block-size", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--memory-block-size", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--plot", type=Path, help="write the memory's picture here")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
     args = parser.parse_args()
-    device = jax.devices()[0]
-    print(f"{device.platform} {device.device_kind}, d={args.dim}, blocks of {args.block_size}")
-    print("form      batch   dense ms    ours ms  ratio  dense MiB  ours MiB", flush=True)
-    for form in args.form:
-        for batch in args.batch:
-            print(row(form, batch, args.dim, args.block_size, args.repeats), flush=True)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    machine = {"jax": jax.__version__, "cpus": os.cpu_count(), "machine": platform.machine()}
+    numbers: Result = {"machine": machine, "dim": args.dim}
+    if args.only != "time":
+        numbers["memory"] = memory(args.batch, args.dim, args.memory_block_size)
+        if args.plot:
+            plot(numbers["memory"], args.plot)
+    if args.only != "memory":
+        numbers["time"] = timing(args.time_batch, args.dim, args.block_size, args.repeats)
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

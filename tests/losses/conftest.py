@@ -77,7 +77,8 @@ class Case:
             return sigmoid_contrast(arrays["x"], arrays["y"], logit_bias=bias, **shared, **options)
         teacher = None
         if self.teacher:
-            teacher = Teacher(*given["teacher"], given["teacher_extra"])
+            u, v, scale, alpha = given["teacher"]
+            teacher = Teacher(u, v, scale, alpha=alpha, extra_qd=given["teacher_extra"])
         return softmax_contrast(
             arrays["x"],
             arrays["y"],
@@ -102,15 +103,9 @@ class Case:
             weights = jnp.concatenate(
                 [weights, jnp.tile(weight[:, None], (1, len(keep_q)))], axis=1
             )
-            total, _ = reference.sigmoid_dense(
-                x,
-                columns,
-                arrays["scale"],
-                arrays["bias"],
-                group[:, None] == all_groups[None, :],
-                weights,
-            )
-            return total / jnp.sum(weight)
+            scores = reference.cosine(x, columns, arrays["scale"]) + arrays["bias"]
+            label = (group[:, None] == all_groups[None, :]).astype(np.float64)
+            return reference.sigmoid_dense(scores, label, weights)[0] / jnp.sum(weight)
         sides = ((x, columns, group, all_groups), (y, x, group, group))
         total = jnp.zeros((), jnp.float64)
         for side, (share, (a, b, mine, theirs)) in enumerate(
@@ -119,7 +114,8 @@ class Case:
             target = reference.uniform_target(jnp.asarray(mine), jnp.asarray(theirs), a.dtype)
             if self.teacher:
                 target = self._distilled(target, given, keep, keep_q, side)
-            total += share * reference.softmax_dense(a, b, arrays["scale"], target, weight)[0]
+            scores = reference.cosine(a, b, arrays["scale"])
+            total += share * reference.softmax_dense(scores, target, weight)[0]
         return total / jnp.sum(weight)
 
     def _distilled(
@@ -128,11 +124,11 @@ class Case:
         u, v, scale, alpha = (jnp.asarray(a, jnp.float64) for a in given["teacher"])
         u, v = u[keep], v[keep]
         if side == 1:
-            return reference.distilled_target(target, v, u, scale, alpha)
-        if self.extra:
+            u, v = v, u
+        elif self.extra:
             more = jnp.asarray(given["teacher_extra"], jnp.float64)[keep_q]
             v = jnp.concatenate([v, more])
-        return reference.distilled_target(target, u, v, scale, alpha)
+        return reference.distilled_target(target, reference.cosine(u, v, scale), alpha)
 
     def expected(self, arrays: Arrays, given: Arrays) -> tuple[float, Arrays]:
         """Value and gradients in float64."""

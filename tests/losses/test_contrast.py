@@ -45,11 +45,12 @@ def test_extreme_scales(name, scale, make_case, reference_of, check_close):
     group=st.booleans(),
     weight=st.booleans(),
     extra=st.integers(0, 5),
+    teacher=st.booleans(),
 )
 def test_any_shape(
-    batch, dim, block_size, scale, seed, sigmoid, group, weight, extra, make_case, check_close
+    batch, dim, block_size, scale, seed, make_case, check_close, sigmoid, teacher, **fields
 ):
-    case = make_case("drawn", sigmoid=sigmoid, group=group, weight=weight, extra=extra)
+    case = make_case("drawn", sigmoid=sigmoid, teacher=teacher and not sigmoid, **fields)
     arrays, rest = case.inputs(batch, dim, scale, seed)
     found = case.found(arrays, rest, block_size=block_size)
     # float32 scores are rounded to scale * 2^-24: what cancels to less is zero.
@@ -195,7 +196,7 @@ def _contrast(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"y_bd": X[:3]}, r"two equal \(B, d\)"),
+        ({"y_bd": X[:3]}, "must be of one batch"),
         ({"x_bd": X[:0], "y_bd": X[:0]}, "B > 0"),
         ({"y_bd": X.astype(jnp.bfloat16)}, "one float dtype"),
         ({"logit_scale": np.ones(1, np.float32)}, r"logit_scale \(1,\): must be \(\)"),
@@ -204,12 +205,12 @@ def _contrast(**changes):
         ({"directions": (0.0, 0.0)}, "one positive"),
         ({"directions": (-1.0, 1.0)}, "none negative"),
         ({"directions": (0.0, 1.0), "extra": Extra(X)}, "swap x_bd and y_bd"),
-        ({"extra": Extra(X[:, :2])}, r"must be \(Q, 4\)"),
+        ({"extra": Extra(X[:, :2])}, r"extra.z_qd as y: .*must be two \(n, d\) of one width"),
         ({"extra": Extra(X, np.ones(4, np.int32))}, "must be bool"),
         ({"extra": Extra(X, None, np.ones(4, np.int32))}, "needs group_b"),
-        ({"teacher": Teacher(X, X[:2], 1.0, 0.5)}, r"teacher.y_bd \(2, 4\)"),
-        ({"teacher": Teacher(X, X, 1.0, 0.5, X)}, "give both, or neither"),
-        ({"teacher": Teacher(X, X.astype(jnp.bfloat16), 1.0, 0.5)}, "several dtypes"),
+        ({"teacher": Teacher(X, X[:2], 1.0, 0.5)}, r"teacher.y_bd \(2, 4\): must be \(4, ...\)"),
+        ({"teacher": Teacher(X, X, 1.0, 0.5, extra_qd=X)}, "give both, or neither"),
+        ({"teacher": Teacher(X, X.astype(jnp.bfloat16), 1.0, 0.5)}, "teacher: .*one float dtype"),
         ({"block_size": 0}, "block_size=0"),
         ({"route": "star"}, "route='star'"),
     ],

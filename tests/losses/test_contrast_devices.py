@@ -154,13 +154,13 @@ def large_collectives(program, elements):
 
 @pytest.mark.parametrize("loss", [softmax_contrast, sigmoid_contrast])
 def test_collectives_of_the_gather_path(loss):
-    """Columns are gathered at most once each way, their gradients scattered once, outside loops."""
+    """Over each of two axes columns are gathered once each way, gradients scattered once."""
     mesh = mesh_of(4, 2)
     with jax.set_mesh(mesh):
         program = compiled(loss, 512, 32, mesh, block_size=64)
     total, inside = large_collectives(program, 64 * 32)
-    assert total.pop("all-gather") in (1, 2)  # one, where the compiler reuses the first
-    assert total == {"reduce-scatter": 1}
+    assert total.pop("all-gather") in (2, 4)  # half, where the compiler reuses the first
+    assert total == {"reduce-scatter": 2}
     assert inside == {}
     assert large_collectives(program, 1)[1] == {}
 
@@ -170,7 +170,8 @@ def test_collectives_of_the_ring_path():
     with jax.set_mesh(mesh):
         program = compiled(softmax_contrast, 512, 32, mesh, block_size=64, route="ring")
     total, _ = large_collectives(program, 64 * 32)
-    assert total == {"collective-permute": 3}
+    # Columns forward and back, their gradients behind them, and those once more to come home.
+    assert total == {"collective-permute": 4}
     assert max(float32_sizes(program.as_text())) < 512 * 32
 
 

@@ -104,7 +104,7 @@ class MomentumClip(Objective):
         """Online `own` against momentum `other`, in the batch and in the queue."""
         columns = jax.lax.stop_gradient(kept[f"{other}_ema"])
         queue = memory["queue"][other_tower] if self.queue else None
-        teacher = Teacher(kept[f"{own}_ema"], columns, scale, alpha, queue)
+        teacher = Teacher(kept[f"{own}_ema"], columns, scale, alpha=alpha, extra_qd=queue)
         extra = None if queue is None else Extra(queue, memory["valid"])
         return softmax_contrast(
             kept[own],

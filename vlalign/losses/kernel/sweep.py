@@ -1,4 +1,4 @@
-"""Blocks of rows and columns, and the one loop over their tiles under all contrastive losses."""
+"""Blocks of rows and columns, and the one loop over their tiles under all losses over pairs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,34 +14,46 @@ Tree = Any
 class Side(NamedTuple):
     """What a tile knows of its rows, or of its columns. All leaves have the same leading axis n.
 
-    place: int32 (n,), a sample's index in the global batch, -1 for an extra column.
-    z: what the score compares, for example embeddings (n, d).
-    soft: the same of the teacher, or None.
+    place: int32 (n,), a sample's index in the global batch; extra columns count on behind it.
+    z: what each score compares, by the score's name; for example embeddings (n, d).
     group: integer (n,), equal for positives, or None.
+    key: integer (n,), equal for duplicates, which are not each other's negatives, or None.
+    owner: int32 (n,), the row that does not see an extra column, or None.
     valid: bool (n,), False leaves a sample out; None: all are in.
     weight: (n,), or None for ones.
+    floor, ceiling: (n,), a negative counts if it scores above and below these; None: no limit.
     stats, cotangent: the forward pass's statistics and their cotangents, in the backward pass only.
     acc: accumulators that travel with the columns (ring only).
     """
 
     place: jax.Array
     z: Tree = None
-    soft: Tree = None
     group: jax.Array | None = None
+    key: jax.Array | None = None
+    owner: jax.Array | None = None
     valid: jax.Array | None = None
     weight: jax.Array | None = None
+    floor: jax.Array | None = None
+    ceiling: jax.Array | None = None
     stats: Tree = None
     cotangent: Tree = None
     acc: Tree = None
 
 
 # (row, column, row accumulators, column accumulators, totals) -> the three, with the tile in them.
-Tile = Callable[[Side, Side, Tree, Tree, Tree], tuple[Tree, Tree, Tree]]
+Visit = Callable[[Side, Side, Tree, Tree, Tree], tuple[Tree, Tree, Tree]]
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype to accumulate in: float32, or float64 for float64."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def wide_of(tree: Tree) -> jnp.dtype:
+    """The dtype to accumulate in what the float arrays of a tree give."""
+    return wide(
+        next(a.dtype for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating))
+    )
 
 
 def block_length(n: int, limit: int) -> int:
@@ -76,7 +88,7 @@ def join(tree: Tree, n: int) -> Tree:
 
 
 def sweep(
-    tile: Tile, rows: Side, columns: Side, carry: tuple[Tree, Tree], start: Callable[[Side], Tree]
+    visit: Visit, rows: Side, columns: Side, carry: tuple[Tree, Tree], start: Callable[[Side], Tree]
 ) -> tuple[Tree, Tree, Tree]:
     """Visits every tile of split `rows` x `columns` once.
 
@@ -84,7 +96,7 @@ def sweep(
     only the row accumulators (a device's own, shorter side) are updated in place. A side of one
     block costs no loop.
 
-    tile: folds one tile into the accumulators. carry: row accumulators (split as rows) and totals.
+    visit: folds one tile into the accumulators. carry: row accumulators (split as rows) and totals.
     start: a column block's first accumulators.
     Returns row accumulators and column accumulators (blocks, length, ...), and totals.
     """
@@ -93,7 +105,7 @@ def sweep(
     def one_column(carry: tuple[Tree, Tree], column: Side) -> tuple[tuple[Tree, Tree], Tree]:
         def one_row(i: jax.Array | int, state: tuple[Tree, Tree, Tree]) -> tuple[Tree, Tree, Tree]:
             row_acc, column_acc, total = state
-            new, column_acc, total = tile(
+            new, column_acc, total = visit(
                 _take(rows, i), column, _take(row_acc, i), column_acc, total
             )
             return _put(row_acc, new, i), column_acc, total
