@@ -35,8 +35,8 @@ class Pairs(NamedTuple):
 Form = Callable[[Pairs], jax.Array]
 
 
-def ours(name: str, *, route: str = "gather", block: int = 1024) -> Form:
-    """The kernel of vlalign."""
+def ours(name: str, *, route: str = "gather", block: int | None = None) -> Form:
+    """The kernel of vlalign; block: None for the tiles that it takes itself."""
 
     def loss(p: Pairs) -> jax.Array:
         options = {"logit_scale": p.scale, "block_size": block, "route": route}
