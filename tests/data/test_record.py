@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +14,19 @@ from vlalign.data.record import (
     Caption,
     Record,
     Region,
+    Stored,
     decode_record,
     encode_record,
 )
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _unit = st.floats(0, 1)
+_stored = st.builds(
+    lambda dtype, shape, seed: Stored.of(np.random.default_rng(seed).random(shape).astype(dtype)),
+    st.sampled_from(["float16", "float32"]),
+    st.lists(st.integers(0, 3), max_size=2),
+    st.integers(0, 9),
+)
 _records = st.builds(
     Record,
     key=_text,
@@ -33,6 +41,8 @@ _records = st.builds(
     regions=st.lists(
         st.builds(Region, st.tuples(_unit, _unit, _unit, _unit), _text), max_size=2
     ).map(tuple),
+    duplicate=st.none() | _text.filter(bool),
+    teacher=st.dictionaries(_text, _stored, max_size=2),
 )
 
 
@@ -92,3 +102,17 @@ def test_problems_have_codes() -> None:
         assert pickle.loads(pickle.dumps(problem)).code == code  # workers hand it over
     with pytest.raises(ValueError, match="unknown problem 'ok'"):
         BadRecord("ok")
+
+
+def test_stored_arrays() -> None:
+    array = np.arange(6, dtype=np.float16).reshape(2, 3)
+    stored = Stored.of(array)
+    np.testing.assert_array_equal(stored.array(), array)
+    assert stored.array().dtype == np.float16
+    record = decode_record(encode_record(Record("a", b"image", teacher={"t": stored})))
+    np.testing.assert_array_equal(record.teacher["t"].array(), array)
+    assert record.image == b"image"
+    with pytest.raises(ValueError, match=r"must be float16 or float32"):
+        Stored.of(np.zeros(2))
+    with pytest.raises(ValueError, match=r"3 bytes for float32 \(1,\)"):
+        Stored("float32", (1,), b"abc")

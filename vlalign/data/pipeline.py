@@ -20,12 +20,14 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
+from vlalign.data.mixture import Mixture
 from vlalign.data.record import BadRecord, Record
 from vlalign.data.sources import Source
 from vlalign.data.tokenizer import Bpe, Tokenizer
 from vlalign.errors import UserError
 
 Batch = dict[str, NDArray[Any]]
+Value = NDArray[Any] | str | tuple[str, ...]
 
 # Fields that every batch has beside its views.
 RESERVED = ("weight", "index", "problem", "truncated")
@@ -44,12 +46,15 @@ def _close_all() -> None:
 
 @runtime_checkable
 class View(Protocol):
-    """A named field of the batch, made from a record: an array, or a text that is tokenised."""
+    """A named field of the batch, made from a record: an array, or texts that are tokenised."""
 
-    def __call__(self, record: Record, rng: np.random.Generator, /) -> NDArray[Any] | str:
-        """The field's value for one sample; BadRecord if the record cannot give it."""
+    def __call__(self, record: Record, rng: np.random.Generator, /) -> Value:
+        """The field's value for one sample; BadRecord if the record cannot give it.
 
-    def example(self) -> NDArray[Any] | str:
+        Several texts always are of one number; "" stands for one that the record does not have.
+        """
+
+    def example(self) -> Value:
         """A value of the right shape and dtype, without data; a text for a text view."""
 
 
@@ -107,10 +112,11 @@ class Data:
     ) -> "Batches":
         """The batches of steps start_step, start_step + 1, ... for one host, without end.
 
-        Fields, b = batch_size / hosts rows: one a view (uint8 (b, h, w, 3), or int32 (b, length)
-        for texts), "weight" float32 (b,), "index" int32 (b,) of the record, "problem" int32 (b,)
-        into `PROBLEMS` (such a row is zeros of weight 0), "truncated" bool (b,). Host h has rows
-        h*b..(h+1)*b of the global batch. Every record comes once an epoch, in an order of its own.
+        Fields, b = batch_size / hosts rows: one a view: its array, or int32 (b, length) for a text,
+        (b, k, length) for k texts, where a row of zeros stands for a missing one. "weight" float32
+        (b,), "index" int32 (b,) of the record, "problem" int32 (b,) into `PROBLEMS` (such a row is
+        zeros of weight 0), "truncated" bool (b,). Host h has rows h*b..(h+1)*b of the global batch.
+        Every record comes once an epoch, in an order of its own; of a `Mixture`, as it says.
         Preparation starts at once; close() or a `with` block ends its threads and processes.
         """
         count = _length(self.source)
@@ -128,7 +134,7 @@ class Data:
             views=dict(self.views),
             tokenizer=tokenizer,
             seed=seed,
-            order=_order(count, seed),
+            order=_order(self.source, count, seed),
             first=start_step * self.batch_size + host * rows,
             stride=self.batch_size,
             rows=rows,
@@ -216,7 +222,7 @@ class _Loader:
     def __getitem__(self, element: int) -> Batch:
         batch = _blank(self.views, self.tokenizer, self.rows)
         streams = {name: _Stream(self.seed, name) for name in self.views}
-        texts: dict[str, dict[int, str]] = {}
+        texts: dict[str, dict[tuple[int, ...], str]] = {}
         start = self.first + operator.index(element) * self.stride
         for row in range(self.rows):
             index = self.order[start + row]
@@ -233,17 +239,24 @@ class _Loader:
             batch["weight"][row] = record.weight
             for name, value in values.items():
                 if isinstance(value, str):
-                    texts.setdefault(name, {})[row] = value
+                    texts.setdefault(name, {})[row,] = value
+                elif isinstance(value, tuple):
+                    some: dict[tuple[int, ...], str] = {
+                        (row, i): text for i, text in enumerate(value) if text
+                    }
+                    texts.setdefault(name, {}).update(some)
                 else:
                     batch[name][row] = value
         self._tokenise(texts, batch)
         return batch
 
-    def _tokenise(self, texts: dict[str, dict[int, str]], batch: Batch) -> None:
-        for name, by_row in texts.items():
-            ids, cut = self.tokenizer.encode(list(by_row.values()))
-            batch[name][list(by_row)] = ids
-            batch["truncated"][list(by_row)] |= cut
+    def _tokenise(self, texts: dict[str, dict[tuple[int, ...], str]], batch: Batch) -> None:
+        for name, by_place in texts.items():
+            if by_place:
+                ids, cut = self.tokenizer.encode(list(by_place.values()))
+                places = tuple(np.array(list(by_place)).T)
+                batch[name][places] = ids
+                np.logical_or.at(batch["truncated"], places[0], cut)
 
 
 class _Stream:
@@ -264,8 +277,13 @@ class _Stream:
         return self._generator
 
 
-def _order(count: int, seed: int) -> "grain.MapDataset[int]":
-    """Global position -> record index: all records once an epoch, in another order each epoch."""
+def _order(source: Source, count: int, seed: int) -> "grain.MapDataset[int]":
+    """Global position -> record index: all records once an epoch, in another order each epoch.
+
+    A mixture has an order of its own.
+    """
+    if isinstance(source, Mixture):
+        return source.order(seed)
     # grain shuffles epoch e by seed + e: but for the hash, neighbouring seeds would share orders.
     hashed = int.from_bytes(hashlib.sha256(f"order {seed}".encode()).digest()[:4], "little")
     return grain.MapDataset.range(count).shuffle(seed=hashed).repeat()
@@ -277,6 +295,8 @@ def _blank(views: Mapping[str, View], tokenizer: Tokenizer, rows: int) -> Batch:
         value = view.example()
         if isinstance(value, str):
             batch[name] = np.zeros((rows, tokenizer.length), np.int32)
+        elif isinstance(value, tuple):
+            batch[name] = np.zeros((rows, len(value), tokenizer.length), np.int32)
         else:
             batch[name] = np.zeros((rows, *value.shape), value.dtype)
     batch["weight"] = np.zeros(rows, np.float32)

@@ -1,14 +1,19 @@
 """A record: one image with everything known about it, and its plain bytes form.
 
-The bytes form is `VLR1`, a little-endian uint32 header length, a JSON header (UTF-8, sorted keys)
-and the encoded image as it is. Nothing in it can run code when read.
+The bytes form is `VLR1`, a little-endian uint32 header length, a JSON header (UTF-8, sorted keys),
+the teachers' vectors in the header's order and the encoded image as it is. Nothing in it can run
+code when read.
 """
 
 import dataclasses
 import json
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 # A problem's code in a batch is its index here; 0 is a good sample. Append only: codes are logged.
 PROBLEMS = (
@@ -19,6 +24,12 @@ PROBLEMS = (
     "image too large",
     "unsupported image",
     "empty caption",
+    "missing image",
+    "missing caption",
+    "unsafe name",
+    "duplicate key",
+    "unreadable shard",
+    "invalid text",
 )
 
 KINDS = (
@@ -81,13 +92,44 @@ class Region:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stored:
+    """An array that was computed before and is kept with the record: a teacher's embedding.
+
+    dtype: "float16" or "float32". shape: of the array. data: its bytes, little-endian, C order.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float16", "float32"):
+            raise ValueError(f"a stored array of {self.dtype!r}: must be float16 or float32")
+        expected = math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        if min(self.shape, default=1) < 0 or len(self.data) != expected:
+            raise ValueError(f"{len(self.data)} bytes for {self.dtype} {self.shape}")
+
+    @staticmethod
+    def of(array: NDArray[Any]) -> "Stored":
+        """Stores a float16 or float32 array."""
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        return Stored(array.dtype.name, array.shape, little.tobytes())
+
+    def array(self) -> NDArray[Any]:
+        """The array, read-only."""
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        return np.frombuffer(self.data, dtype).reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """One sample before any view of it.
 
     key: unique name in its source. image: encoded bytes (PNG, JPEG, WebP, ...).
     captions: all texts about it. label: its one class, if any; labels: classes by taxonomy.
     group: records of one concept share it and are positives of each other; None: its own key.
-    weight: weight of the sample in the loss. regions: boxes with phrases.
+    duplicate: records of equal content share it and are not each other's negatives; None: its key.
+    weight: weight of the sample in the loss. regions: boxes with phrases. teacher: stored arrays.
     """
 
     key: str
@@ -98,6 +140,8 @@ class Record:
     group: str | None = None
     weight: float = 1.0
     regions: tuple[Region, ...] = ()
+    duplicate: str | None = None
+    teacher: Mapping[str, Stored] = dataclasses.field(default_factory=dict)
 
 
 def encode_record(record: Record) -> bytes:
@@ -111,13 +155,16 @@ def encode_record(record: Record) -> bytes:
         "label": record.label,
         "labels": dict(record.labels),
         "group": record.group,
+        "duplicate": record.duplicate,
         "regions": [[*region.box, region.phrase] for region in record.regions],
+        "teacher": [[k, v.dtype, *v.shape] for k, v in sorted(record.teacher.items())],
     }
     header = {name: value for name, value in header.items() if value or name == "key"}
     if record.weight != 1.0:
         header["weight"] = record.weight
     text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-    return _MAGIC + _LENGTH.pack(len(text)) + text + record.image
+    stored = b"".join(record.teacher[name].data for name in sorted(record.teacher))
+    return _MAGIC + _LENGTH.pack(len(text)) + text + stored + record.image
 
 
 def decode_record(data: bytes) -> Record:
@@ -137,10 +184,11 @@ def decode_record(data: bytes) -> Record:
         raise BadRecord("unreadable record", str(error)) from error
 
 
-def _from_header(header: dict[str, Any], image: bytes) -> Record:
+def _from_header(header: dict[str, Any], rest: bytes) -> Record:
     weight = float(header.get("weight", 1.0))
     if not 0.0 <= weight < float("inf"):
         raise ValueError(f"weight {weight} is not a finite number >= 0")
+    teacher, image = _teacher(header.get("teacher", ()), rest)
     return Record(
         key=_text(header["key"]),
         image=image,
@@ -150,7 +198,21 @@ def _from_header(header: dict[str, Any], image: bytes) -> Record:
         group=_optional(header.get("group")),
         weight=weight,
         regions=tuple(_region(fields) for fields in header.get("regions", ())),
+        duplicate=_optional(header.get("duplicate")),
+        teacher=teacher,
     )
+
+
+def _teacher(entries: list[Any], rest: bytes) -> tuple[dict[str, Stored], bytes]:
+    """The stored arrays at the start of what follows the header, and the image behind them."""
+    teacher = {}
+    for name, dtype, *shape in entries:
+        if not all(isinstance(n, int) and n >= 0 for n in shape):
+            raise ValueError(f"a stored array of shape {shape}")
+        size = math.prod(shape) * np.dtype(_text(dtype)).itemsize
+        teacher[_text(name)] = Stored(dtype, tuple(shape), rest[:size])
+        rest = rest[size:]
+    return teacher, rest
 
 
 def _region(fields: list[Any]) -> Region:
