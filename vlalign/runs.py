@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from vlalign import tree
-from vlalign.data.images import ImageView
-from vlalign.data.tokenizer import Tokenizer
+from vlalign.data.pipeline import ImagePreparation
+from vlalign.data.tokenizers.base import TextTokenizer
+from vlalign.data.tokenizers.load import load_tokenizer
 from vlalign.errors import UserError
 from vlalign.evals.base import Embed, Tools
 from vlalign.evals.embedder import Embedder
@@ -60,7 +61,7 @@ def prepare_run(experiment: Experiment, run_dir: Path) -> None:
 def _preprocess(experiment: Experiment) -> dict[str, Any]:
     """What each image view does at evaluation, as plain data."""
     views = experiment.data.views.items()
-    return {name: view.spec() for name, view in views if isinstance(view, ImageView)}
+    return {name: view.spec() for name, view in views if isinstance(view, ImagePreparation)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Run:
     path: Path
     step: int
     experiment: Experiment
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     params: dict[str, Any]
     tools: Tools
     embed: Embed
@@ -94,7 +95,7 @@ def open_run(
     experiment = load_text(config, allow_modules=allow_modules)
     if not (path / "tokenizer.json").is_file():
         raise UserError(f"{path} has no tokenizer.json: the run was stopped before its first step")
-    tokenizer = Tokenizer.load(path / "tokenizer.json")
+    tokenizer = load_tokenizer(path / "tokenizer.json")
     newest = newest_step(path / "checkpoints")
     if newest is None:
         raise UserError(f"{path} has no checkpoint yet: let `vlalign train` reach its first save")

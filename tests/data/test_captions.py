@@ -145,6 +145,8 @@ def test_templates_cannot_reach_into_objects(record: Make) -> None:
         ({"name": float("nan")}, "weights are >= 0"),
         ({"keyword_count": (0, 2)}, "keyword_count"),
         ({"keyword_count": (3, 2)}, "keyword_count"),
+        ({"choice": "unifrom"}, "choice='unifrom'; nearest: uniform"),
+        ({"prefixes": (("a", "x"), ("a", "y"))}, "a source has two prefixes"),
         ({"templates": ()}, "templates is empty"),
         ({"templates": ("a picture",)}, "has no {name}"),
     ],
@@ -152,3 +154,62 @@ def test_templates_cannot_reach_into_objects(record: Make) -> None:
 def test_wrong_fields_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CaptionView(**fields)
+
+
+MANY = (
+    Caption("thing", "name"),
+    Caption("red, round", "keywords"),
+    Caption("alt text", "alt", source="web"),
+    Caption("made text", "synthetic", source="blip"),
+    Caption("made text", "synthetic"),
+    Caption("Ding", "name", "de"),
+    Caption("wrong text", "negative"),
+)
+
+
+def test_choices_are_all_texts_once(record: Make) -> None:
+    many = record(0, captions=MANY)
+    assert CaptionView().choices(many) == ["thing", "alt text", "made text", "red, round"]
+    assert CaptionView(name=0.0, keywords=0.0).choices(many) == ["alt text", "made text"]
+    both = CaptionView(languages=("de", "en"), alt=0.0)
+    assert both.choices(many) == ["Ding", "thing", "made text", "red, round"]
+    with pytest.raises(BadRecord, match="empty caption"):
+        CaptionView(languages=("fr",)).choices(many)
+
+
+def test_uniform_choice(record: Make) -> None:
+    counts = _draws(CaptionView(choice="uniform", alt=0.01), record(0, captions=MANY), 2000)
+    assert set(counts) == {"thing", "alt text", "made text", "red, round"}
+    assert all(420 < count < 580 for count in counts.values())
+
+
+def test_joined_choice(record: Make) -> None:
+    view = CaptionView(choice="joined", joiner=" | ", keywords=0.0)
+    counts = _draws(view, record(0, captions=MANY))
+    assert len(counts) == 6
+    assert {tuple(sorted(text.split(" | "))) for text in counts} == {
+        ("alt text", "made text", "thing")
+    }
+
+
+def test_prefixes_by_source(record: Make) -> None:
+    view = CaptionView(prefixes=(("web", "<web> "), ("blip", "<made> ")), choice="uniform")
+    many = record(0, captions=MANY)
+    assert view.choices(many) == [
+        "thing",
+        "<web> alt text",
+        "<made> made text",
+        "made text",
+        "red, round",
+    ]
+    assert set(_draws(_only(alt=1.0, synthetic=0.0), many)) == {"alt text"}
+    weighted = dataclasses.replace(view, choice="weighted", languages=("en",))
+    assert "<web> alt text" in _draws(weighted, many)
+    assert {"<web> alt text", "<made> made text"} <= set(weighted.texts(many))
+
+
+def test_a_broken_text_is_a_bad_record(record: Make) -> None:
+    for choice in ("weighted", "uniform", "joined"):
+        view = CaptionView(choice=choice)  # type: ignore[arg-type]
+        with pytest.raises(BadRecord, match=r"invalid text: r0: U\+0000 at 1"):
+            view(record(0, captions=(Caption("a\x00b"),)), np.random.default_rng(0))

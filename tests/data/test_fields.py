@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vlalign.data.captions import CaptionView
 from vlalign.data.fields import BoxesView, DuplicateView, GroupView, LabelView, TeacherView, hashed
-from vlalign.data.pipeline import Data
+from vlalign.data.pipeline import Batch, Data
 from vlalign.data.record import BadRecord, Caption, Record, Region, Stored
 from vlalign.data.sources import MemorySource
+from vlalign.data.text_mask import MaskedText, MaskTokens
 from vlalign.data.tokenizer import Bpe
 from vlalign.errors import UserError
 
@@ -103,9 +105,31 @@ def test_all_fields_in_a_batch(record: Make) -> None:
         batch = next(batches)
     assert batch["texts"].shape == (8, 3, 8)
     assert batch["texts"][:, :2, 0].all()
+    np.testing.assert_array_equal(batch["texts_present"], [[True, True, False]] * 8)
     assert not batch["texts"][:, 2].any()
     assert batch["truncated"].any()
     assert len(set(batch["group"].tolist())) == 4
     for name, example in data.example(tokenizer).items():
         assert example.shape[1:] == batch[name].shape[1:]
         assert example.dtype == batch[name].dtype
+
+
+def test_masked_tokens_are_a_function_of_the_position(record: Make) -> None:
+    source = MemorySource(records=tuple(record(i) for i in range(8)))
+    views: dict[str, Any] = {"text": MaskedText(masking=MaskTokens(share=0.5))}
+    data = Data(source=source, views=views, tokenizer=Bpe(vocab_size=300, length=12), batch_size=8)
+    plain = dataclasses.replace(data, views={"text": CaptionView()})
+    tokenizer = data.fit_tokenizer()
+
+    def second(data: Data, start: int) -> Batch:
+        with data.batches(tokenizer, seed=0, start_step=start) as batches:
+            return [next(batches) for _ in range(2 - start)][-1]
+
+    batch, again = second(data, 0), second(data, 1)
+    for name in ("text", "text_targets", "text_mask"):
+        np.testing.assert_array_equal(batch[name], again[name])
+    mask = batch["text_mask"]
+    assert mask.any(axis=1).all()
+    np.testing.assert_array_equal(batch["text_targets"], second(plain, 0)["text"])
+    np.testing.assert_array_equal(batch["text"][~mask], batch["text_targets"][~mask])
+    assert (batch["text"][mask] != batch["text_targets"][mask]).any()

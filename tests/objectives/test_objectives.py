@@ -93,6 +93,24 @@ def test_siglip_is_the_published_formula() -> None:
     assert float(loss) == pytest.approx(np.log1p(np.exp(-signs * logits)).sum() / B, rel=1e-5)
 
 
+def test_groups_and_duplicates_of_the_batch_reach_the_loss() -> None:
+    """With views of these names: equal groups are positives, equal content is no negative."""
+    clip, one = Clip(logit_scale_init=5.0), batch()
+    params, memory = setup(clip=clip)
+    zimg, ztxt = embeddings(params, one)
+    logits = 5.0 * zimg @ ztxt.T
+    group = np.asarray([0, 0, 2, 3, 4, 5], np.int32)
+    same = group[:, None] == group[None]
+    target = same / same.sum(1, keepdims=True)
+    wanted = -0.5 * sum((target * log_softmax(x)).sum(1).mean() for x in (logits, logits.T))
+    loss, _ = run(params, memory, one | {"group": jnp.asarray(group)}, clip=clip)
+    assert float(loss) == pytest.approx(wanted, rel=1e-5)
+    apart = np.where(same & ~np.eye(B, dtype=bool), -np.inf, logits)
+    wanted = -0.5 * sum(np.diag(log_softmax(x)).mean() for x in (apart, apart.T))
+    loss, _ = run(params, memory, one | {"duplicate": jnp.asarray(group)}, clip=clip)
+    assert float(loss) == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize("queue", [0, 12])
 def test_momentum_targets_are_the_published_formula(queue: int) -> None:
     objective = MomentumClip(queue=queue, alpha=0.4, momentum=0.5, logit_scale_init=5.0)

@@ -1,59 +1,41 @@
-"""Builds data sets.
+"""Look at data, count it, convert it, index it, measure how fast it comes, build it.
 
-`vlalign data build emoji --from DIR` makes the embedded emoji data set again, from the four npm
-tarballs in DIR, as these commands leave them:
+    vlalign data inspect photos/               a page with a sample: images, captions, what is wrong
+    vlalign data stats 'shards/{000..099}.tar' everything counted
+    vlalign data convert shards/ records/ --format arrayrecord
+    vlalign data bench my_config.py            samples/s, and what limits them
 
-    npm pack emoji-datasource@16.0.0 emoji-datasource-google@16.0.0
-    npm pack emoji-datasource-twitter@16.0.0 cldr-annotations-full@48.2.0
-
-The same tarballs give the same bytes. Nothing is unpacked to disk.
+A PATH is a file, a folder, a pattern or a URL that vlalign can open: tar shards, Parquet, CSV, TSV,
+JSONL, ArrayRecord, a TFDS folder, a folder of images; or `emoji`, the embedded data set.
+`vlalign data ACTION --help` describes an action, with an example.
 """
 
 import argparse
-from pathlib import Path
+import importlib
+import inspect
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from vlalign.data import emoji, emoji_build
-from vlalign.errors import UserError
+ACTIONS = {
+    "inspect": "a page with a sample of the records: images, captions, what is wrong",
+    "stats": "count everything: sizes, formats, captions, duplicates, bad records",
+    "convert": "between formats, in parallel, resumable",
+    "index": "index tar shards, so that training reads them at random",
+    "bench": "samples/s of a configuration's input, and which stage limits it",
+    "build": "build a data set from its public sources",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `vlalign data`."""
+    """Adds the actions: ACTION is the module `_data_ACTION`, its docstring is its help."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    build = actions.add_parser("build", help="build a data set from its public sources")
-    build.add_argument("dataset", choices=["emoji"], help="the data set to build")
-    build.add_argument(
-        "--from", dest="from_dir", type=Path, required=True, metavar="DIR", help="the tarballs"
-    )
-    build.add_argument(
-        "--out",
-        type=Path,
-        default=emoji.ASSETS,
-        metavar="DIR",
-        help="where to write it (default: into the installed package)",
-    )
+    for name, line in ACTIONS.items():
+        module = importlib.import_module(f"vlalign.cli._data_{name}")
+        description = inspect.cleandoc(module.__doc__ or "")
+        action = actions.add_parser(name, help=line, description=description)
+        module.add_arguments(action)
+        action.set_defaults(run_action=module.run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds the data set and prints what was written."""
-    if not args.from_dir.is_dir():
-        raise UserError(f"--from {args.from_dir}: no such folder")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: not a folder")
-    sizes = _with_progress(args.from_dir, args.out)
-    for name, size in sizes.items():
-        print(f"{size:>10,}  {args.out / name}")
-    return 0
-
-
-def _with_progress(from_dir: Path, out: Path) -> dict[str, int]:
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        tasks = {style: bar.add_task(style, total=None) for style in emoji_build.STYLE_PACKAGES}
-        return emoji_build.build(
-            from_dir,
-            out,
-            progress=lambda what, done, total: bar.update(tasks[what], completed=done, total=total),
-        )
+    """Runs the chosen action."""
+    code: int = args.run_action(args)
+    return code

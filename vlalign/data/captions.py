@@ -3,15 +3,18 @@
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
 from vlalign.data.record import BadRecord, Caption, Record
+from vlalign.data.text_clean import MOST_CHARACTERS, checked, is_blank
 from vlalign.errors import UserError, nearest
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _SEPARATOR = ", "
 _FORMS = ("name", "keywords", "name_keywords", "template")
+_CHOICES = ("weighted", "uniform", "joined")
 _PLAIN = ("alt", "short", "long", "synthetic", "rewrite")
 
 
@@ -19,8 +22,12 @@ _PLAIN = ("alt", "short", "long", "synthetic", "rewrite")
 class CaptionView:
     """One caption of a record as text.
 
-    A language that the record has is drawn first, each equally likely, then a form that the
-    record allows in it, by the weights below (0: never), then what fills the form.
+    choice "weighted": a language that the record has is drawn first, each equally likely, then a
+    form that the record allows in it, by the weights below (0: never), then what fills the form.
+    "uniform": one of `choices`, each equally likely. "joined": all of them in random order.
+
+    A text with NUL or surrogates in it makes the sample bad ("invalid text"). Of a text longer than
+    `MOST_CHARACTERS` the rest is left out, and the tokenizer counts it as cut.
 
     languages: of the captions, in order of preference for `evaluate`.
     name: weight of the record's name alone.
@@ -35,6 +42,11 @@ class CaptionView:
     keyword_count: smallest and largest number of keywords chosen.
     templates: texts with {name} and the record's labels in them, such as {category}.
     template_language: language the templates are written in; names of others stay out of them.
+    choice: "weighted", "uniform" or "joined", as above.
+    joiner: what stands between the texts of "joined".
+    prefixes: (source, text) pairs: what stands before every plain caption of that source (alt,
+      short, long, synthetic, rewrite), such as "<web> " (Saito et al. 2023,
+      2206.01125, section 3.2).
     """
 
     languages: tuple[str, ...] = ("en",)
@@ -50,6 +62,9 @@ class CaptionView:
     keyword_count: tuple[int, int] = (1, 4)
     templates: tuple[str, ...] = ("a picture of {name}",)
     template_language: str = "en"
+    choice: Literal["weighted", "uniform", "joined"] = "weighted"
+    joiner: str = " "
+    prefixes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         weights = [getattr(self, form) for form in (*_FORMS, *_PLAIN)]
@@ -57,6 +72,11 @@ class CaptionView:
             raise UserError("CaptionView.languages is empty; give at least one, such as 'en'")
         if not all(0.0 <= weight < float("inf") for weight in weights) or not any(weights):
             raise UserError("CaptionView: weights are >= 0 and at least one is above 0")
+        if self.choice not in _CHOICES:
+            hint = nearest(self.choice, _CHOICES)
+            raise UserError(f"CaptionView.choice={self.choice!r}{hint}")
+        if len(dict(self.prefixes)) < len(self.prefixes):
+            raise UserError(f"CaptionView.prefixes={self.prefixes}: a source has two prefixes")
         low, high = self.keyword_count
         if not 1 <= low <= high:
             raise UserError(f"CaptionView.keyword_count={self.keyword_count}: 1 <= low <= high")
@@ -67,8 +87,34 @@ class CaptionView:
                 raise UserError(f"CaptionView.templates: {template!r} has no {{name}}")
 
     def __call__(self, record: Record, rng: np.random.Generator) -> str:
-        """A random caption; BadRecord("empty caption") if the record has none for this view."""
-        tables = [table for table in map(_Texts, *self._by_language(record)) if self._forms(table)]
+        """A random caption; BadRecord if the record has none for this view, or a broken one."""
+        if self.choice == "weighted":
+            return checked(self._drawn(record, rng), record.key)
+        every = self.choices(record)
+        if self.choice == "uniform":
+            return _one(every, rng)
+        text = self.joiner.join(every[index] for index in rng.permutation(len(every)).tolist())
+        return text[: MOST_CHARACTERS + 1]
+
+    def choices(self, record: Record) -> list[str]:
+        """All texts of the record that this view allows, in a fixed order, each once.
+
+        By language, names first, then plain captions by kind, then all keywords as one text; no
+        templates. BadRecord("empty caption") if there is none, "invalid text" if one is broken.
+        """
+        found: list[str] = []
+        for texts in self._tables(record):
+            if self.name:
+                found += texts.names
+            found += texts.plain(tuple(kind for kind in _PLAIN if getattr(self, kind)))
+            if self.keywords and texts.keywords:
+                found.append(_SEPARATOR.join(texts.keywords))
+        if not found:
+            raise BadRecord("empty caption", self._missing(record))
+        return [checked(text, record.key) for text in dict.fromkeys(found)]
+
+    def _drawn(self, record: Record, rng: np.random.Generator) -> str:
+        tables = [table for table in self._tables(record) if self._forms(table)]
         if not tables:
             raise BadRecord("empty caption", self._missing(record))
         pick, choose = rng.random(2).tolist()
@@ -81,15 +127,16 @@ class CaptionView:
 
         Languages are tried in order. BadRecord("empty caption") if there is none.
         """
-        for texts in map(_Texts, *self._by_language(record)):
+        for texts in self._tables(record):
             for found in (texts.names, texts.plain(_PLAIN), texts.keywords):
                 if found:
-                    return _SEPARATOR.join(found) if found is texts.keywords else found[0]
+                    text = _SEPARATOR.join(found) if found is texts.keywords else found[0]
+                    return checked(text, record.key)
         raise BadRecord("empty caption", self._missing(record))
 
     def texts(self, record: Record) -> Iterator[str]:
         """Every text a caption can be made of, for training a tokenizer; nothing if none."""
-        for texts in map(_Texts, *self._by_language(record)):
+        for texts in self._tables(record):
             for form, _ in self._forms(texts):
                 if form in _PLAIN:
                     yield from texts.plain((form,))
@@ -105,12 +152,13 @@ class CaptionView:
         """An empty text, in the place of a view's output."""
         return ""
 
-    def _by_language(self, record: Record) -> tuple[list[str], list[list[Caption]]]:
+    def _tables(self, record: Record) -> list["_Texts"]:
+        """The record's texts by language, in the order of `languages`."""
         by_language: dict[str, list[Caption]] = {language: [] for language in self.languages}
         for caption in record.captions:
-            if caption.language in by_language and not caption.text.isspace() and caption.text:
+            if caption.language in by_language and not is_blank(caption.text):
                 by_language[caption.language].append(caption)
-        return list(by_language), list(by_language.values())
+        return [_Texts(name, found, self.prefixes) for name, found in by_language.items()]
 
     def _forms(self, texts: "_Texts") -> list[tuple[str, float]]:
         allowed = {
@@ -162,11 +210,15 @@ class CaptionView:
 class _Texts:
     """A record's texts in one language, by kind."""
 
-    def __init__(self, language: str, captions: list[Caption]) -> None:
+    def __init__(
+        self, language: str, captions: list[Caption], prefixes: tuple[tuple[str, str], ...]
+    ) -> None:
         self.language = language
         self.kinds: dict[str, list[str]] = {}
+        before = dict(prefixes)
         for caption in captions:
-            self.kinds.setdefault(caption.kind, []).append(caption.text)
+            prefix = before.get(caption.source, "") if caption.kind in _PLAIN else ""
+            self.kinds.setdefault(caption.kind, []).append(prefix + caption.text)
         self.names = self.kinds.get("name", [])
         self.keywords = [
             word

@@ -1,9 +1,11 @@
 """Encoded image bytes to pixels, safely: limits are checked before anything is decoded."""
 
+import contextlib
 import functools
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Literal
 
 import cv2
@@ -38,18 +40,28 @@ def decode(image: bytes, max_pixels: int) -> Pixels:
     """Encoded bytes to uint8 (h, w, 4), RGBA with straight alpha, upright by its EXIF tag.
 
     Grey, palette, CMYK and 16-bit images are converted; of an animation the first frame is taken.
+    Raises BadRecord as `opened` does.
+    """
+    with opened(image, max_pixels) as file:
+        return np.array(_rgba(ImageOps.exif_transpose(file)))
+
+
+@contextlib.contextmanager
+def opened(image: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The file behind encoded bytes: its header is checked, its pixels are not yet decoded.
+
     Raises BadRecord: "empty image", "unsupported image" (not one of `FORMATS`), "image too large"
-    (more than `max_pixels`, by its header), or "corrupt image".
+    (more than `max_pixels`, by its header), or "corrupt image", also for what PIL raises inside.
     """
     if not image:
         raise BadRecord("empty image", "no bytes")
     try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-            width, height = opened.size
+        with Image.open(io.BytesIO(image), formats=FORMATS) as file:
+            width, height = file.size
             if width * height > max_pixels:
                 detail = f"{width} x {height} pixels, more than {max_pixels:,}"
                 raise BadRecord("image too large", detail)
-            return np.array(_rgba(ImageOps.exif_transpose(opened)))
+            yield file
     except BadRecord:
         raise
     except Image.UnidentifiedImageError as error:
@@ -65,15 +77,21 @@ def decode(image: bytes, max_pixels: int) -> Pixels:
 
 
 def _rgba(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # PIL would clip 16-bit grey at 255; a 32-bit integer image holds 16-bit grey as well.
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGBA")
-    if image.mode == "F":
-        raise BadRecord("unsupported image", "floating-point pixels have no agreed range")
+    image = eight_bit(image)
     if image.mode == "CMYK":
         image = image.convert("RGB")  # PIL has no direct way from CMYK to RGBA
     return image.convert("RGBA")
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """The image itself, or grey of 8 bits from 16; BadRecord for floating-point pixels."""
+    if image.mode == "F":
+        raise BadRecord("unsupported image", "floating-point pixels have no agreed range")
+    if not image.mode.startswith("I"):
+        return image
+    # PIL would clip 16-bit grey at 255; a 32-bit integer image holds 16-bit grey as well.
+    grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+    return Image.fromarray(grey)
 
 
 def target_size(height: int, width: int, size: int, mode: ResizeMode) -> tuple[int, int]:

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from vlalign.data.mixture import Mixture
 from vlalign.data.record import BadRecord, Record
 from vlalign.data.sources import Source
-from vlalign.data.tokenizer import Bpe, Tokenizer
+from vlalign.data.tokenizer import Bpe
+from vlalign.data.tokenizers.base import TextTokenizer, TokenizerConfig
 from vlalign.errors import UserError
 
 Batch = dict[str, NDArray[Any]]
@@ -58,6 +59,17 @@ class View(Protocol):
         """A value of the right shape and dtype, without data; a text for a text view."""
 
 
+@runtime_checkable
+class ImagePreparation(Protocol):
+    """What a view of images says of evaluation: how it prepares them there, without chance."""
+
+    def evaluate(self, image: bytes, /) -> NDArray[np.uint8]:
+        """The deterministic view (size, size, 3) of encoded bytes; BadRecord if they are bad."""
+
+    def spec(self) -> dict[str, Any]:
+        """The same as plain data, to be compared."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """Training data: a source, the views of its records, and how batches are made of them.
@@ -73,7 +85,7 @@ class Data:
 
     source: Source
     views: Mapping[str, View]
-    tokenizer: Bpe = Bpe()
+    tokenizer: TokenizerConfig = Bpe()
     batch_size: int = 256
     workers: int = 0
     threads: int = 1
@@ -89,7 +101,7 @@ class Data:
             if getattr(self, name) < least:
                 raise UserError(f"Data.{name}={getattr(self, name)}: at least {least}")
 
-    def fit_tokenizer(self) -> Tokenizer:
+    def fit_tokenizer(self) -> TextTokenizer:
         """The tokenizer trained on every text that the caption views can make of the records.
 
         Broken records give no text here; training counts them. UserError if there is no text.
@@ -108,12 +120,19 @@ class Data:
         return self.tokenizer.train(texts)
 
     def batches(
-        self, tokenizer: Tokenizer, *, seed: int, start_step: int = 0, host: int = 0, hosts: int = 1
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        seed: int,
+        start_step: int = 0,
+        host: int = 0,
+        hosts: int = 1,
     ) -> "Batches":
         """The batches of steps start_step, start_step + 1, ... for one host, without end.
 
         Fields, b = batch_size / hosts rows: one a view: its array, or int32 (b, length) for a text,
-        (b, k, length) for k texts, where a row of zeros stands for a missing one. "weight" float32
+        (b, k, length) for k texts with NAME_present bool (b, k); of masked tokens also NAME_targets
+        int32 and NAME_mask bool (b, length). "weight" float32
         (b,), "index" int32 (b,) of the record, "problem" int32 (b,) into `PROBLEMS` (such a row is
         zeros of weight 0), "truncated" bool (b,). Host h has rows h*b..(h+1)*b of the global batch.
         Every record comes once an epoch, in an order of its own; of a `Mixture`, as it says.
@@ -152,7 +171,7 @@ class Data:
             )
         return Batches(dataset, shared=self.workers > 0)
 
-    def example(self, tokenizer: Tokenizer) -> Batch:
+    def example(self, tokenizer: TextTokenizer) -> Batch:
         """One batch of two samples, zeros of the right shapes and dtypes; reads no data."""
         return _blank(self.views, tokenizer, 2)
 
@@ -209,7 +228,7 @@ class _Loader:
 
     source: Source
     views: dict[str, View]
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seed: int
     order: "grain.MapDataset[int]"
     first: int
@@ -221,6 +240,7 @@ class _Loader:
 
     def __getitem__(self, element: int) -> Batch:
         batch = _blank(self.views, self.tokenizer, self.rows)
+        masks = {name: _Stream(self.seed, f"{name}/mask") for name in _masking(self.views)}
         streams = {name: _Stream(self.seed, name) for name in self.views}
         texts: dict[str, dict[tuple[int, ...], str]] = {}
         start = self.first + operator.index(element) * self.stride
@@ -248,6 +268,12 @@ class _Loader:
                 else:
                     batch[name][row] = value
         self._tokenise(texts, batch)
+        for name, masking in _masking(self.views).items():
+            for (place,) in texts.get(name, {}):
+                rng = masks[name].at(start + place)
+                masked = masking(batch[name][place].copy(), self.tokenizer, rng)
+                for field, found in zip(_mask_fields(name), masked, strict=True):
+                    batch[field][place] = found
         return batch
 
     def _tokenise(self, texts: dict[str, dict[tuple[int, ...], str]], batch: Batch) -> None:
@@ -256,6 +282,8 @@ class _Loader:
                 ids, cut = self.tokenizer.encode(list(by_place.values()))
                 places = tuple(np.array(list(by_place)).T)
                 batch[name][places] = ids
+                if (present := f"{name}_present") in batch:
+                    batch[present][places] = True
                 np.logical_or.at(batch["truncated"], places[0], cut)
 
 
@@ -289,7 +317,17 @@ def _order(source: Source, count: int, seed: int) -> "grain.MapDataset[int]":
     return grain.MapDataset.range(count).shuffle(seed=hashed).repeat()
 
 
-def _blank(views: Mapping[str, View], tokenizer: Tokenizer, rows: int) -> Batch:
+def _masking(views: Mapping[str, View]) -> dict[str, Any]:
+    """The maskings of the views that have their tokens masked."""
+    return {name: v.masking for name, v in views.items() if hasattr(v, "masking")}
+
+
+def _mask_fields(name: str) -> tuple[str, str, str]:
+    """What a masked view gives: ids with some hidden, the ids to find, where they are hidden."""
+    return name, f"{name}_targets", f"{name}_mask"
+
+
+def _blank(views: Mapping[str, View], tokenizer: TextTokenizer, rows: int) -> Batch:
     batch: Batch = {}
     for name, view in views.items():
         value = view.example()
@@ -297,8 +335,12 @@ def _blank(views: Mapping[str, View], tokenizer: Tokenizer, rows: int) -> Batch:
             batch[name] = np.zeros((rows, tokenizer.length), np.int32)
         elif isinstance(value, tuple):
             batch[name] = np.zeros((rows, len(value), tokenizer.length), np.int32)
+            batch[f"{name}_present"] = np.zeros((rows, len(value)), np.bool_)
         else:
             batch[name] = np.zeros((rows, *value.shape), value.dtype)
+    for name in _masking(views):
+        for field, dtype in zip(_mask_fields(name), (np.int32, np.int32, np.bool_), strict=True):
+            batch[field] = np.zeros((rows, tokenizer.length), dtype)
     batch["weight"] = np.zeros(rows, np.float32)
     batch["index"] = np.zeros(rows, np.int32)
     batch["problem"] = np.zeros(rows, np.int32)

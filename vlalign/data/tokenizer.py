@@ -5,13 +5,11 @@ row's length, the special tokens and the padding, so any reader of that format a
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import (
     Regex,
     decoders,
@@ -23,13 +21,19 @@ from tokenizers import (
 )
 from tokenizers import Tokenizer as Library
 
+from vlalign.data.tokenizers.base import (
+    CHARACTERS_A_TOKEN,
+    Flags,
+    Row,
+    Rows,
+    marked,
+    row_length,
+    token_list,
+)
 from vlalign.errors import UserError
 
 SPECIALS = ("<pad>", "<s>", "</s>")
 _ALPHABET = 256  # of bytes: no text is unknown
-_CACHE_ROWS = 65_536
-# Longer texts are cut, and counted as truncated, before they cost time: no row could hold them.
-_CHARACTERS_A_TOKEN = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class Bpe:
         return Tokenizer(library.to_str())
 
 
-class Tokenizer:
+class Tokenizer(Rows):
     """A trained tokenizer: rows [<s>, tokens..., </s>, <pad>...] of a fixed length.
 
     json: the text of a `tokenizer.json` with truncation and padding to the row's length.
@@ -96,55 +100,26 @@ class Tokenizer:
     pad_id, bos_id, eos_id = 0, 1, 2
 
     def __init__(self, json: str) -> None:
-        self._json = json
+        super().__init__(json)
         self._library = Library.from_str(json)
         # A caption with "</s>" in it is a text like any other.
         self._library.encode_special_tokens = True
         for index, token in enumerate(SPECIALS):
             if self._library.token_to_id(token) != index:
                 raise ValueError(f"the token {token!r} must have id {index}")
-        if self._library.truncation is None or self._library.padding is None:
-            raise ValueError("truncation and padding to a row's length must be part of it")
-        self.length: int = self._library.truncation["max_length"]
-        self._rows: dict[str, tuple[NDArray[np.int32], bool]] = {}
-
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
-        return Tokenizer, (self._json,)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tokenizer) and self._json == other._json
-
-    def __hash__(self) -> int:
-        return hash(self._json)
+        self.length = row_length(self._library)
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens, special ones included."""
         return self._library.get_vocab_size()
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Ids (n, length) int32, and whether each text was cut (n,) bool; the last token of a cut
-        row is </s> still. Rows of recent texts are remembered.
-        """
-        rows = self._rows
-        found = [rows.get(text) for text in texts]
-        missing = list(dict.fromkeys(t for t, row in zip(texts, found, strict=True) if row is None))
-        if missing:
-            fresh = dict(zip(missing, self._encode(missing), strict=True))
-            if len(rows) + len(fresh) > _CACHE_ROWS:
-                self._rows = rows = {}
-            rows.update(fresh)
-            pairs = zip(texts, found, strict=True)
-            found = [fresh[text] if row is None else row for text, row in pairs]
-        ids = np.empty((len(texts), self.length), np.int32)
-        cut = np.empty(len(texts), np.bool_)
-        for index, row in enumerate(found):
-            assert row is not None  # every missing text was encoded above
-            ids[index], cut[index] = row
-        return ids, cut
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return (self.pad_id, self.bos_id, self.eos_id)
 
-    def _encode(self, texts: list[str]) -> list[tuple[NDArray[np.int32], bool]]:
-        limit = self.length * _CHARACTERS_A_TOKEN
+    def _encode(self, texts: list[str]) -> list[Row]:
+        limit = self.length * CHARACTERS_A_TOKEN
         encodings = self._library.encode_batch_fast([text[:limit] for text in texts])
         return [
             (np.array(encoding.ids, np.int32), bool(encoding.overflowing) or len(text) > limit)
@@ -156,15 +131,8 @@ class Tokenizer:
         text = self._library.decode([int(i) for i in ids], skip_special_tokens=True)
         return text.removeprefix(" ")  # that the pre-tokeniser adds, so that all words are alike
 
-    def fingerprint(self) -> str:
-        """sha256 of the tokenizer's file."""
-        return hashlib.sha256(self._json.encode()).hexdigest()
-
-    def save(self, path: Path | str) -> None:
-        """Write the `tokenizer.json`; it appears under its name only when complete."""
-        partial = Path(f"{path}.partial")
-        partial.write_text(self._json, encoding="utf-8")
-        partial.replace(path)
+    def _marks(self) -> tuple[Flags, None]:
+        return marked(token_list(self._library), "\u0120"), None
 
     @staticmethod
     def load(path: Path | str) -> "Tokenizer":

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vlalign.losses.contrast import sigmoid_contrast, softmax_contrast
+from vlalign.losses.inputs import Options
 from vlalign.objectives.base import Across, Arrays, Local, Objective, Term, Towers, normalize
 
 
@@ -26,12 +27,26 @@ def clamp_scale(own: dict[str, Any], maximum: float | None) -> dict[str, Any]:
 
 
 def keep_embeddings(towers: Towers) -> Arrays:
-    """Unit embeddings of image and text and the weight of each row: `zimg`, `ztxt`, `weight`."""
-    return {
+    """Unit embeddings of image and text and the weight of each row: `zimg`, `ztxt`, `weight`.
+
+    And `group` and `duplicate`, where the data has views of these names (`data/fields.py`).
+    """
+    facts = {name: towers.batch[name] for name in ("group", "duplicate") if name in towers.batch}
+    return facts | {
         "zimg": normalize(towers.encode("image").pooled),
         "ztxt": normalize(towers.encode("text").pooled),
         "weight": towers.weight,
     }
+
+
+def pair_options(kept: Arrays, scale: jax.Array) -> Options:
+    """What of `keep_embeddings` the losses over pairs take: weights, positives, duplicates."""
+    return Options(
+        logit_scale=scale,
+        row_weight_b=kept["weight"],
+        group_b=kept.get("group"),
+        duplicate_b=kept.get("duplicate"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +79,7 @@ class Clip(Pairs):
         """The loss over the whole batch."""
         del step
         scale = jnp.exp(own["logit_scale"])
-        contrast = softmax_contrast(
-            kept["zimg"], kept["ztxt"], logit_scale=scale, row_weight_b=kept["weight"]
-        )
+        contrast = softmax_contrast(kept["zimg"], kept["ztxt"], **pair_options(kept, scale))
         metrics = contrast.metric_means() | {"logit_scale": scale}
         return Across({"contrast": Term(contrast.sum, contrast.count)}, metrics, memory)
 
@@ -100,9 +113,7 @@ class SigLip(Pairs):
         contrast = sigmoid_contrast(
             kept["zimg"],
             kept["ztxt"],
-            logit_scale=scale,
-            logit_bias=own["logit_bias"],
-            row_weight_b=kept["weight"],
+            **pair_options(kept, scale) | {"logit_bias": own["logit_bias"]},
         )
         metrics = contrast.metric_means()
         metrics |= {"logit_scale": scale, "logit_bias": own["logit_bias"]}

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vlalign.data.images import ImageView
-from vlalign.data.tokenizer import Tokenizer
+from vlalign.data.pipeline import ImagePreparation
+from vlalign.data.tokenizers.base import TextTokenizer
+from vlalign.data.tokenizers.load import load_tokenizer
 from vlalign.errors import UserError, nearest
 from vlalign.evals.base import Tools
 from vlalign.parallel.mesh import check_batch
@@ -30,7 +31,7 @@ class Assembly:
     """
 
     mesh: Mesh
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     plan: Blueprint
     example: dict[str, np.ndarray]
 
@@ -42,7 +43,9 @@ class Assembly:
         }
 
 
-def assemble(experiment: Experiment, tokenizer: Tokenizer, *, mesh: Mesh | None = None) -> Assembly:
+def assemble(
+    experiment: Experiment, tokenizer: TextTokenizer, *, mesh: Mesh | None = None
+) -> Assembly:
     """Checks that the parts of an experiment fit each other and plans its state.
 
     mesh: default, the experiment's over all devices. Raises UserError naming what does not fit.
@@ -73,7 +76,7 @@ def assemble(experiment: Experiment, tokenizer: Tokenizer, *, mesh: Mesh | None 
     return Assembly(mesh, tokenizer, plan, example)
 
 
-def _check_parts(experiment: Experiment, tokenizer: Tokenizer, example: dict[str, Any]) -> None:
+def _check_parts(experiment: Experiment, tokenizer: TextTokenizer, example: dict[str, Any]) -> None:
     for name, objective in experiment.objectives.items():
         for field in objective.fields():
             if field not in example:
@@ -82,29 +85,35 @@ def _check_parts(experiment: Experiment, tokenizer: Tokenizer, example: dict[str
                     f"{nearest(field, example)}"
                 )
     for name, module in experiment.model.items():
-        rows = getattr(module, "vocab_size", None)
-        if rows is not None and rows < tokenizer.vocab_size:
+        rows, masking = getattr(module, "vocab_size", None), None
+        if name in experiment.data.views:
+            masking = getattr(experiment.data.views[name], "masking", None)
+        least = tokenizer.vocab_size if masking is None else masking.vocab_size(tokenizer)
+        if rows is not None and rows < least:
             raise UserError(
-                f"model.{name}.vocab_size={rows} is below the tokenizer's {tokenizer.vocab_size}; "
+                f"model.{name}.vocab_size={rows} is below the tokenizer's {least}; "
                 f"set it to at least that"
             )
 
 
-def run_tokenizer(experiment: Experiment, run_dir: Path) -> Tokenizer:
+def run_tokenizer(experiment: Experiment, run_dir: Path) -> TextTokenizer:
     """The run's tokenizer: the saved one, or a new one trained on the captions and saved."""
     path = run_dir / "tokenizer.json"
     if path.exists():
-        return Tokenizer.load(path)
+        return load_tokenizer(path)
     tokenizer = experiment.data.fit_tokenizer()
     tokenizer.save(path)
     return tokenizer
 
 
-def run_tools(experiment: Experiment, tokenizer: Tokenizer) -> Tools:
+def run_tools(experiment: Experiment, tokenizer: TextTokenizer) -> Tools:
     """What evaluators turn raw images and texts into inputs with."""
-    view = experiment.data.views.get("image")
-    if not isinstance(view, ImageView):
-        raise UserError("data.views.image must be an ImageView: evaluation prepares images by it")
+    view: object = experiment.data.views.get("image")
+    if not isinstance(view, ImagePreparation):
+        raise UserError(
+            "data.views.image must be a view with `evaluate` and `spec`, such as ImageView, "
+            "RandomResizedCrop or Preprocess: evaluation prepares images by it"
+        )
     return Tools(
         image=view.evaluate,
         tokens=lambda texts: tokenizer.encode(list(texts))[0],
