@@ -4,7 +4,8 @@ import dataclasses
 import json
 import re
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from vlalign.data.crops import RandomResizedCrop
 from vlalign.data.sources import MemorySource
 from vlalign.encoders.text import TextTransformer
 from vlalign.errors import UserError
@@ -23,6 +25,7 @@ from vlalign.runs import open_run, prepare_run
 from vlalign.train import loop
 from vlalign.train.checkpoint import Checkpoints
 from vlalign.train.config import Train
+from vlalign.train.feed import Feed
 from vlalign.train.optimizer import Optimizer
 from vlalign.train.schedule import Constant
 
@@ -263,6 +266,33 @@ def test_sizes_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(UserError, match=says):
         train(tiny(**parts), tmp_path)
+
+
+def test_pixels_prepared_for_another_normalisation_are_named(tiny: Make, tmp_path: Path) -> None:
+    base = tiny()
+    views = {**base.data.views, "image": RandomResizedCrop(size=16)}
+    crops = tiny(data=dataclasses.replace(base.data, views=views))
+    with pytest.raises(UserError, match=r"model\.image\.pixel_mean=\(0\.5, 0\.5, 0\.5\), but"):
+        train(crops, tmp_path / "a")
+    spec = views["image"].spec()
+    pixels = {f"pixel_{name}": tuple(spec[name]) for name in ("mean", "std")}
+    model = {**base.model, "image": base.model["image"].clone(**pixels)}
+    assert train(dataclasses.replace(crops, model=model), tmp_path / "b").finished
+
+
+def test_waiting_for_data_is_logged_as_a_share() -> None:
+    def slow() -> Iterator[dict[str, np.ndarray]]:
+        while True:
+            time.sleep(0.05)
+            yield {"problem": np.zeros(2, np.int32), "truncated": np.zeros(2, np.bool_)}
+
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    feed = Feed(slow(), mesh, kinds=("ok",), max_bad_share=0.5)
+    feed.next()
+    feed.next()
+    assert 0.7 < feed.wait_share() <= 1.0
+    time.sleep(0.05)
+    assert feed.wait_share() < 0.1
 
 
 def test_a_tower_without_a_view_and_a_small_vocabulary_are_named(

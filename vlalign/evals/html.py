@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vlalign.data import decode
 from vlalign.evals.pictures import open_image
 
 _MEDIA = {"WEBP": "image/webp", "PNG": "image/png", "JPEG": "image/jpeg"}
@@ -69,7 +70,7 @@ def image(data: bytes, *, alt: str, size: int = 96) -> Html:
 
 def _thumbnail(data: bytes, size: int) -> tuple[str, bytes]:
     picture = open_image(data)
-    with Image.open(io.BytesIO(data)) as original:
+    with Image.open(io.BytesIO(data), formats=decode.FORMATS) as original:
         media = _MEDIA.get(original.format or "")
     if media is not None and max(picture.size) <= size:
         return media, data  # as it is: nothing is lost, transparency included

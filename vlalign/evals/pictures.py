@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from vlalign.data import decode
 from vlalign.errors import UserError
 from vlalign.evals.results import write_atomically
 
@@ -57,7 +58,7 @@ class Sheet:
 def open_image(data: bytes, *, name: str = "image") -> Image.Image:
     """The picture as RGBA. Raises `UserError` if these bytes are none that Pillow can read."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=decode.FORMATS) as image:
             return image.convert("RGBA")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} is not a readable picture: {error}") from error

@@ -85,6 +85,7 @@ def _check_parts(experiment: Experiment, tokenizer: TextTokenizer, example: dict
                     f"{nearest(field, example)}"
                 )
     for name, module in experiment.model.items():
+        _check_pixels(name, module, experiment.data.views.get(name))
         rows, masking = getattr(module, "vocab_size", None), None
         if name in experiment.data.views:
             masking = getattr(experiment.data.views[name], "masking", None)
@@ -93,6 +94,20 @@ def _check_parts(experiment: Experiment, tokenizer: TextTokenizer, example: dict
             raise UserError(
                 f"model.{name}.vocab_size={rows} is below the tokenizer's {least}; "
                 f"set it to at least that"
+            )
+
+
+def _check_pixels(name: str, module: Any, view: object) -> None:
+    """Raises UserError where pixels are prepared for one normalisation and given another."""
+    if not isinstance(view, ImagePreparation) or not hasattr(module, "pixel_mean"):
+        return
+    spec = view.spec()
+    for field in ("mean", "std"):
+        given, wanted = getattr(module, f"pixel_{field}"), spec.get(field)
+        if wanted is not None and tuple(wanted) != tuple(given):
+            raise UserError(
+                f"model.{name}.pixel_{field}={tuple(given)}, but data.views.{name} prepares images "
+                f"for {tuple(wanted)}; set model.{name}.pixel_{field} to that"
             )
 
 

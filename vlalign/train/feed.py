@@ -19,7 +19,6 @@ class Feed:
     """Batches on the mesh, in order, with the account of what was wrong with their rows.
 
     problems: kind -> rows of weight 0 so far.   truncated: captions cut.   seen: rows so far.
-    waited: seconds in which the caller had to wait for the host.
     """
 
     def __init__(
@@ -37,19 +36,26 @@ class Feed:
         self._kinds, self._limit = kinds, max_bad_share
         self.problems: collections.Counter[str] = collections.Counter()
         self.truncated = self.seen = 0
-        self.waited = 0.0
+        self._waited, self._since = 0.0, time.perf_counter()
 
     def next(self) -> dict[str, jax.Array]:
         """The next batch as global arrays. Raises UserError if too many rows are bad."""
         start = time.perf_counter()
         batch = next(self._batches)
-        self.waited += time.perf_counter() - start
+        self._waited += time.perf_counter() - start
         self._account(batch)
         return {
             name: jax.make_array_from_process_local_data(self._sharding, array)
             for name, array in batch.items()
             if name not in HOST_FIELDS
         }
+
+    def wait_share(self) -> float:
+        """Share of the time since the last call (or the first batch) spent waiting for data."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return min(share, 1.0)
 
     def _account(self, batch: Mapping[str, np.ndarray]) -> None:
         codes = batch["problem"]

@@ -240,7 +240,7 @@ class _Loop:
         if done % self.config.log_every == 0 or done == self.config.steps:
             values = {name: float(value) for name, value in metrics.items() if name != "ok"}
             speed = self.progress.speed(done)
-            values |= {"samples_per_s": speed, "data_wait_s": feed.waited}
+            values |= {"samples_per_s": speed, "data_wait": feed.wait_share()}
             values |= {f"rows/{kind}": float(n) for kind, n in feed.problems.items()}
             self.writer.write(done, values)
             self.progress.line(done, values, speed)

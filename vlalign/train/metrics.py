@@ -12,6 +12,9 @@ from tensorboardX import SummaryWriter
 
 from vlalign.evals.results import write_atomically
 
+# Share of the time waiting for data above which a line of progress says so.
+_LATE = 0.05
+
 
 class MetricWriter:
     """Appends metrics of a run to `metrics.jsonl` and `tensorboard/`.
@@ -84,10 +87,12 @@ class Progress:
         return (time.perf_counter() - self._start) / done * (self.steps - step)
 
     def line(self, step: int, values: Mapping[str, float], speed: float) -> None:
-        """Prints one line of progress."""
+        """Prints one line of progress; where the data is late, also by how much."""
+        wait = values.get("data_wait", 0.0)
+        late = f"  waiting for data {wait:.0%} of the time" if wait > _LATE else ""
         self.console.print(
             f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.4f}  "
-            f"{speed:,.0f} samples/s  ETA {clock(self.eta(step))}"
+            f"{speed:,.0f} samples/s  ETA {clock(self.eta(step))}{late}"
         )
 
     def say(self, text: str) -> None:
