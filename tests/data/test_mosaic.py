@@ -1,10 +1,20 @@
 """Mosaics: every image whole in its cell, and its boxes with it."""
 
+import io
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from vlalign.data.mosaic import mosaic
+from vlalign.data.captions import CaptionView
+from vlalign.data.mosaic import MosaicView, mosaic
+from vlalign.data.pipeline import Data
+from vlalign.data.record import Record
+from vlalign.data.sources import MemorySource
+from vlalign.data.tokenizer import Bpe
+from vlalign.errors import UserError
 
 
 def _images(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -71,3 +81,38 @@ def test_wrong_numbers_are_named() -> None:
         mosaic(images[:3], boxes, np.random.default_rng(0), 2)
     with pytest.raises(ValueError, match="a side of 1 pixels has no room for 2 cells"):
         mosaic(images, boxes, np.random.default_rng(0), 2, size=1)
+
+
+def test_the_view_takes_its_partners_from_the_order(record: Callable[..., Record]) -> None:
+    source = MemorySource(records=tuple(record(i, image=flat(i)) for i in range(6)))
+    views = {"image": MosaicView(size=16, text=CaptionView(template=0.0, keywords=0.0))}
+    data = Data(source=source, views=views, tokenizer=Bpe(vocab_size=300, length=16), batch_size=4)
+    tokenizer = data.fit_tokenizer()
+    with data.batches(tokenizer, seed=0) as batches:
+        batch, following = next(batches), next(batches)
+    assert batch["image"].shape == (4, 16, 16, 3)
+    assert batch["image_texts"].shape == (4, 4, 16)
+    assert batch["image_texts_present"].all()
+    shown = np.concatenate([batch["index"], following["index"]])
+    for row in range(4):
+        for part, (x0, y0, _, _) in enumerate(batch["image_boxes"][row]):
+            pixel = batch["image"][row, int(16 * y0) + 1, int(16 * x0) + 1]
+            np.testing.assert_array_equal(pixel, 40 * shown[row + part])
+    for name, example in data.example(tokenizer).items():
+        assert example.shape[1:] == batch[name].shape[1:]
+        assert example.dtype == batch[name].dtype
+    with data.batches(tokenizer, seed=0, start_step=1) as batches:
+        again = next(batches)
+    for name in again:
+        np.testing.assert_array_equal(again[name], following[name])
+
+
+def test_the_view_checks_its_sizes() -> None:
+    with pytest.raises(UserError, match="grid=5, size=4: 1 <= grid <= size"):
+        MosaicView(grid=5, size=4)
+
+
+def flat(index: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (10, 8), (40 * index,) * 3).save(out, "PNG")
+    return out.getvalue()

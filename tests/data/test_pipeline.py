@@ -117,12 +117,16 @@ def test_threads_change_nothing(changes: dict[str, int], source: MakeSource) -> 
     assert other.fingerprint() == data.fingerprint()
 
 
-def test_workers_change_nothing_and_leave_nothing() -> None:
+@pytest.mark.parametrize(("workers", "hosts"), [(1, 1), (2, 2), (4, 4)])
+def test_workers_change_nothing_and_leave_nothing(workers: int, hosts: int) -> None:
+    """With other numbers of hosts and restarts at once: the global rows stay what they are."""
     data = _data(Emoji())
     tokenizer = data.fit_tokenizer()
-    expected = _take(data, tokenizer, 7, start_step=3, host=1, hosts=2)
-    workers = dataclasses.replace(data, workers=2)
-    _assert_equal(expected, _take(workers, tokenizer, 7, start_step=3, host=1, hosts=2))
+    expected = _take(data, tokenizer, 7, start_step=3)
+    other, rows = dataclasses.replace(data, workers=workers), data.batch_size // hosts
+    found = _take(other, tokenizer, 7, start_step=3, host=hosts - 1, hosts=hosts)
+    mine = slice((hosts - 1) * rows, hosts * rows)
+    _assert_equal([{name: a[mine] for name, a in batch.items()} for batch in expected], found)
     assert multiprocessing.active_children() == []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlalign.data.pipeline import Data, Value
+from vlalign.data.pipeline import Data, Value, fields_of
 from vlalign.data.record import BadRecord
 from vlalign.data.tokenizers.base import TextTokenizer
 from vlalign.errors import UserError
@@ -89,10 +89,13 @@ def _sample(
     try:
         record = data.source[index]
         for name, view in data.views.items():
+            more = range(index + 1, index + 1 + getattr(view, "partners", 0))
+            partners = tuple(data.source[place % len(data.source)] for place in more)
+            seen = (record, *partners) if partners else record
             now = time.perf_counter()
             spent[stage] += now - before
             before, stage = now, f"view {name}"
-            values[name] = view(record, generator)
+            values |= fields_of(name, view(seen, generator))
         return values
     except BadRecord:
         return None

@@ -29,6 +29,8 @@ from vlalign.errors import UserError
 
 Batch = dict[str, NDArray[Any]]
 Value = NDArray[Any] | str | tuple[str, ...]
+# One field, or several: "" is the view's own, any other key is NAME_key.
+Values = Value | Mapping[str, Value]
 
 # Fields that every batch has beside its views.
 RESERVED = ("weight", "index", "problem", "truncated")
@@ -47,15 +49,19 @@ def _close_all() -> None:
 
 @runtime_checkable
 class View(Protocol):
-    """A named field of the batch, made from a record: an array, or texts that are tokenised."""
+    """A named field of the batch, made from a record: an array, or texts that are tokenised.
 
-    def __call__(self, record: Record, rng: np.random.Generator, /) -> Value:
+    A view with an attribute `partners` is given a tuple of records: the sample's, and those of so
+    many positions behind it in the global order.
+    """
+
+    def __call__(self, record: Any, rng: np.random.Generator, /) -> Values:
         """The field's value for one sample; BadRecord if the record cannot give it.
 
         Several texts always are of one number; "" stands for one that the record does not have.
         """
 
-    def example(self) -> Value:
+    def example(self) -> Values:
         """A value of the right shape and dtype, without data; a text for a text view."""
 
 
@@ -249,10 +255,10 @@ class _Loader:
             batch["index"][row] = index
             try:
                 record = self.source[index]
-                values = {
-                    name: view(record, streams[name].at(start + row))
-                    for name, view in self.views.items()
-                }
+                values: dict[str, Value] = {}
+                for name, view in self.views.items():
+                    seen = self._with_partners(view, record, start + row)
+                    values |= fields_of(name, view(seen, streams[name].at(start + row)))
             except BadRecord as problem:
                 batch["problem"][row] = problem.code
                 continue
@@ -275,6 +281,15 @@ class _Loader:
                 for field, found in zip(_mask_fields(name), masked, strict=True):
                     batch[field][place] = found
         return batch
+
+    def _with_partners(
+        self, view: View, record: Record, position: int
+    ) -> Record | tuple[Record, ...]:
+        partners = getattr(view, "partners", 0)
+        if not partners:
+            return record
+        behind = (self.order[position + step] for step in range(1, partners + 1))
+        return record, *(self.source[index] for index in behind)
 
     def _tokenise(self, texts: dict[str, dict[tuple[int, ...], str]], batch: Batch) -> None:
         for name, by_place in texts.items():
@@ -317,6 +332,13 @@ def _order(source: Source, count: int, seed: int) -> "grain.MapDataset[int]":
     return grain.MapDataset.range(count).shuffle(seed=hashed).repeat()
 
 
+def fields_of(name: str, values: Values) -> dict[str, Value]:
+    """The fields of a view by their names in the batch."""
+    if not isinstance(values, Mapping):
+        return {name: values}
+    return {f"{name}_{key}" if key else name: value for key, value in values.items()}
+
+
 def _masking(views: Mapping[str, View]) -> dict[str, Any]:
     """The maskings of the views that have their tokens masked."""
     return {name: v.masking for name, v in views.items() if hasattr(v, "masking")}
@@ -329,8 +351,10 @@ def _mask_fields(name: str) -> tuple[str, str, str]:
 
 def _blank(views: Mapping[str, View], tokenizer: TextTokenizer, rows: int) -> Batch:
     batch: Batch = {}
+    examples: dict[str, Value] = {}
     for name, view in views.items():
-        value = view.example()
+        examples |= fields_of(name, view.example())
+    for name, value in examples.items():
         if isinstance(value, str):
             batch[name] = np.zeros((rows, tokenizer.length), np.int32)
         elif isinstance(value, tuple):
