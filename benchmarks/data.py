@@ -26,7 +26,7 @@ from vlalign.data.crops import RandomResizedCrop
 from vlalign.data.formats import tar_index
 from vlalign.data.formats.table import TableSource
 from vlalign.data.formats.webdataset import WebDatasetSource
-from vlalign.data.pipeline import Data, _order
+from vlalign.data.pipeline import Data, record_order
 from vlalign.data.sources import MemorySource, Source
 from vlalign.data.tokenizer import Bpe
 
@@ -86,7 +86,7 @@ def start_seconds() -> float:
     """From nothing to the order's element at an arbitrary position."""
     start = time.perf_counter()
     source = Virtual(records=())
-    _order(source, len(source), 0)[123_456_789_012]
+    record_order(source, len(source), 0)[123_456_789_012]
     return time.perf_counter() - start
 
 

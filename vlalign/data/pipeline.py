@@ -159,7 +159,7 @@ class Data:
             views=dict(self.views),
             tokenizer=tokenizer,
             seed=seed,
-            order=_order(self.source, count, seed),
+            order=record_order(self.source, count, seed),
             first=start_step * self.batch_size + host * rows,
             stride=self.batch_size,
             rows=rows,
@@ -320,7 +320,7 @@ class _Stream:
         return self._generator
 
 
-def _order(source: Source, count: int, seed: int) -> "grain.MapDataset[int]":
+def record_order(source: Source, count: int, seed: int) -> "grain.MapDataset[int]":
     """Global position -> record index: all records once an epoch, in another order each epoch.
 
     A mixture has an order of its own.

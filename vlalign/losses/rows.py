@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vlalign.losses.inputs import check_shape
 from vlalign.losses.loss import Loss
 
 # Accelerators must not round float32 factors down.
@@ -90,12 +91,6 @@ def batch_loss(value: jax.Array, weight_b: jax.Array, **metrics: jax.Array) -> L
         count=count,
         metrics=lax.stop_gradient({name: count * a for name, a in metrics.items()}),
     )
-
-
-def check_shape(name: str, a: jax.Array, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless `a` has the shape."""
-    if a.shape != shape:
-        raise ValueError(f"{name} {a.shape}: must be {shape}")
 
 
 def check_integers(name: str, a: jax.Array, shape: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ Losses take one as `score=`. All are `scale * similarity + bias`, in float32 or 
 tile of rows and columns at a time; none is bounded, as far as the losses are concerned.
 """
 
+import abc
 import dataclasses
 import math
 from typing import Any
@@ -24,19 +25,19 @@ _TILE_NUMBERS = 4 * BLOCK_SIZE**2
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class Score(abc.ABC):
     """Base of the scores: `similarity` is enough, its gradient is made by jax tile by tile.
 
     Rows and columns are trees of arrays (n, ...); leaves that are not floats get no gradient.
     """
 
+    @abc.abstractmethod
     def similarity(self, row: Tree, column: Tree, own: Tree) -> jax.Array:
         """Similarities (r, c), float32 or wider, of r rows with c columns."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def check(self, row: Tree, column: Tree) -> None:
         """Raises ValueError for rows and columns that this score cannot compare."""
-        raise NotImplementedError
 
     def block_size(self, row: Tree, column: Tree) -> int:
         """Longest side of a tile that keeps temporaries small and products large."""
