@@ -1,6 +1,6 @@
 """The cost of all that is around the step: vlalign's loop against a bare loop over the same step.
 
-    python benchmarks/step.py [--config emoji_clip] [--steps 40] [--rounds 3]
+    python benchmarks/overhead.py [--config emoji_clip] [--steps 40] [--rounds 3]
 
 Both train the same model on the same data, from the same parameters, in turn in one process. "bare"
 is written here with plain jax and optax: towers, a dense softmax loss, AdamW whatever the
