@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _forms import DENSE, NAMES, Form, Pairs, compiled, local, ours, shapes
-from _hlo import Program
 from _peers import inf_cl, tiled
 from jax.sharding import AxisType
 from jax.stages import Compiled
 
 from vlalign.losses.scores import BLOCK_SIZE
+from vlalign.plan.hlo import Program
 
 MIB = 2**20
 DEVICES = 8

@@ -30,33 +30,20 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 import jax
 import jax.numpy as jnp
 from _forms import compiled, ours, shapes
-from _hlo import Program, Run
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh
 
+from vlalign.parallel.chips import Chip, tpu
+from vlalign.plan.collectives import collectives
+from vlalign.plan.costs import products
+from vlalign.plan.hlo import Program, Run
+
 AIM = 0.6
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peak of bfloat16 products (operations a second), clock (Hz) and memory (bytes) of one chip.
-
-    Peak and memory: Google Cloud's pages on TPU v5e and v5p. Clock: peak / (128 x 128 x 2
-    operations of each MXU, 4 on v5e and 8 on v5p); the compiler's cycles of a plain product agree.
-    """
-
-    topology: str
-    mesh: tuple[int, ...]
-    peak: float
-    clock: float
-    memory: int
-
-
-CHIPS = {
-    "v5e": Chip("v5e:16x16", (16, 16), 197e12, 1.5e9, 16 * GIB),
-    "v5p": Chip("v5p:8x8x8", (8, 64), 459e12, 1.75e9, 95 * GIB),
-}
+# Chip -> topology, mesh.
+PODS = {"v5e": ("v5e:16x16", (16, 16)), "v5p": ("v5p:8x8x8", (8, 64))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +56,11 @@ class Case:
     tile: int
 
 
-def mesh_of(chip: Chip, *, flat: bool) -> Mesh:
+def mesh_of(chip: str, *, flat: bool) -> Mesh:
     """All chips of the topology as `data` x `fsdp`, or as `data` alone; neighbours side by side."""
-    devices = topologies.get_topology_desc(chip.topology, "tpu").devices
-    shape = (math.prod(chip.mesh),) if flat else chip.mesh
+    topology, sizes = PODS[chip]
+    devices = topologies.get_topology_desc(topology, "tpu").devices
+    shape = (math.prod(sizes),) if flat else sizes
     axes = ("data", "fsdp")[: len(shape)]
     types = (AxisType.Auto,) * len(shape)
     return Mesh(mesh_utils.create_device_mesh(shape, devices), axes, axis_types=types)
@@ -80,8 +68,9 @@ def mesh_of(chip: Chip, *, flat: bool) -> Mesh:
 
 def study(case: Case, batch: int, dim: int, *, flat: bool, top: int) -> dict[str, Any]:
     """Compiles one case and reads what came out, in plain numbers for a table and for JSON."""
-    chip = CHIPS[case.chip]
-    mesh = mesh_of(chip, flat=flat)
+    chip = tpu(case.chip)
+    assert isinstance(chip, Chip)
+    mesh = mesh_of(case.chip, flat=flat)
     with jax.set_mesh(mesh):
         pairs = shapes(batch, dim, jnp.dtype(jnp.bfloat16), mesh)
         done = compiled(ours(case.form, route=case.route, block=case.tile), pairs)
@@ -89,7 +78,7 @@ def study(case: Case, batch: int, dim: int, *, flat: bool, top: int) -> dict[str
     needed = 8 * batch * batch * dim / mesh.size
     others = _beside_products(program)
     least = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    estimated, floor = program.cycles / chip.clock, needed / chip.peak
+    estimated, floor = program.cycles / chip.clock, needed / chip.peak_flops
     return dataclasses.asdict(case) | {
         "arguments": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
@@ -99,17 +88,21 @@ def study(case: Case, batch: int, dim: int, *, flat: bool, top: int) -> dict[str
         "estimated_seconds": estimated,
         "floor_seconds": floor,
         "floor_share": floor / estimated,
-        "products_per_needed": program.flops / needed,
+        "products_per_needed": _flops(program) / needed,
         "products_share": 1 - sum(run.cycles for run in others) / program.cycles,
         "largest_per_batch": program.largest / (batch * dim),
-        "collectives": _collectives(program),
+        "collectives": _collectives(program, mesh.size),
         "beside_products": [_cost(run, program) for run in others[:top]],
     }
 
 
+def _flops(program: Program) -> int:
+    return sum(run.times * products(program, run.instruction) for run in program.runs)
+
+
 def _beside_products(program: Program) -> list[Run]:
     """All that holds no matrix product, what costs most first."""
-    others = [run for run in program.runs if run.cycles and not program.products(run.instruction)]
+    others = [run for run in program.runs if run.cycles and not products(program, run.instruction)]
     return sorted(others, key=lambda run: -run.cycles)
 
 
@@ -124,12 +117,13 @@ def _cost(run: Run, program: Program) -> dict[str, Any]:
     }
 
 
-def _collectives(program: Program) -> list[dict[str, Any]]:
-    """By kind and number of loops around: how many, their executions, bytes of their results."""
+def _collectives(program: Program, devices: int) -> list[dict[str, Any]]:
+    """By kind and number of loops around: how many, their executions, bytes of their arrays."""
     found: dict[tuple[str, int], list[int]] = collections.defaultdict(lambda: [0, 0, 0])
-    for kind, run in program.collectives():
-        new = (1, run.times, run.times * run.instruction.bytes)
-        found[kind, run.depth] = [a + b for a, b in zip(found[kind, run.depth], new, strict=True)]
+    for one in collectives(program, devices=devices):
+        new = (1, one.times, one.times * one.bytes)
+        key = one.kind, one.depth
+        found[key] = [a + b for a, b in zip(found[key], new, strict=True)]
     names = ("instructions", "executions", "bytes")
     return [
         {"kind": kind, "loops": loops} | dict(zip(names, numbers, strict=True))
@@ -177,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--chip", nargs="+", choices=CHIPS, default=list(CHIPS))
+    parser.add_argument("--chip", nargs="+", choices=PODS, default=list(PODS))
     parser.add_argument("--form", nargs="+", default=["softmax", "sigmoid"])
     parser.add_argument("--route", nargs="+", default=["gather", "ring"])
     parser.add_argument("--tile", type=int, nargs="+", default=[1024, 2048, 4096, 8192])

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from vlalign import tree
-from vlalign.data.pipeline import ImagePreparation
 from vlalign.data.tokenizers.base import TextTokenizer
 from vlalign.data.tokenizers.load import load_tokenizer
+from vlalign.data.views import ImagePreparation
 from vlalign.errors import UserError
 from vlalign.evals.base import Embed, Tools
 from vlalign.evals.embedder import Embedder

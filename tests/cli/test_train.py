@@ -20,7 +20,7 @@ SMALL = (
     *("model.text.width=32", "model.text.depth=1", "model.text.heads=2"),
     *("data.batch_size=16", "optimizer.schedule.warmup=1", "train.log_every=1"),
 )
-KERNEL = r"image/transformer/blocks/mlp/up/kernel +\(4, 192, 768\) +float32 +\(-, fsdp, -\)"
+KERNEL = r"image/transformer/blocks/mlp/up/kernel +\(4, 192, 768\) +float32 +\(-, -, fsdp\)"
 SETS = [word for value in SMALL for word in ("--set", value)]
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from vlalign.data.captions import CaptionView
 from vlalign.data.fields import BoxesView, DuplicateView, GroupView, LabelView, TeacherView, hashed
-from vlalign.data.pipeline import Batch, Data
+from vlalign.data.pipeline import Data
 from vlalign.data.record import BadRecord, Caption, Record, Region, Stored
 from vlalign.data.sources import MemorySource
 from vlalign.data.text_mask import MaskedText, MaskTokens
 from vlalign.data.tokenizer import Bpe
+from vlalign.data.views import Batch
 from vlalign.errors import UserError
 
 Make = Callable[..., Record]

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 
 import vlalign
 from vlalign.data.captions import CaptionView
+from vlalign.data.crops import RandomResizedCrop
 from vlalign.data.emoji import Emoji
 from vlalign.data.images import ImageView
-from vlalign.data.pipeline import Batch, Data, View
+from vlalign.data.pipeline import Data
 from vlalign.data.record import PROBLEMS, BadRecord, Caption, Record
 from vlalign.data.sources import MemorySource
 from vlalign.data.tokenizer import Bpe, Tokenizer
+from vlalign.data.views import Batch, View
 from vlalign.errors import UserError
 
 Make = Callable[..., Record]
@@ -89,6 +91,11 @@ def test_rows_show_their_records(source: MakeSource) -> None:
             np.testing.assert_array_equal(image, expected)
 
 
+def _of_host(data: Data, host: int, hosts: int) -> range:
+    each = data.batch_size // hosts
+    return range(host * each, (host + 1) * each)
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("start", [0, 5])
 def test_hosts_and_restarts_change_nothing(hosts: int, start: int, source: MakeSource) -> None:
@@ -96,7 +103,7 @@ def test_hosts_and_restarts_change_nothing(hosts: int, start: int, source: MakeS
     tokenizer = data.fit_tokenizer()
     whole = _take(data, tokenizer, 8)[start:]
     parts = [
-        _take(data, tokenizer, 8 - start, start_step=start, host=host, hosts=hosts)
+        _take(data, tokenizer, 8 - start, start_step=start, rows=_of_host(data, host, hosts))
         for host in range(hosts)
     ]
     joined = [
@@ -123,9 +130,9 @@ def test_workers_change_nothing_and_leave_nothing(workers: int, hosts: int) -> N
     data = _data(Emoji())
     tokenizer = data.fit_tokenizer()
     expected = _take(data, tokenizer, 7, start_step=3)
-    other, rows = dataclasses.replace(data, workers=workers), data.batch_size // hosts
-    found = _take(other, tokenizer, 7, start_step=3, host=hosts - 1, hosts=hosts)
-    mine = slice((hosts - 1) * rows, hosts * rows)
+    other, rows = dataclasses.replace(data, workers=workers), _of_host(data, hosts - 1, hosts)
+    found = _take(other, tokenizer, 7, start_step=3, rows=rows)
+    mine = slice(rows.start, rows.stop)
     _assert_equal([{name: a[mine] for name, a in batch.items()} for batch in expected], found)
     assert multiprocessing.active_children() == []
 
@@ -284,10 +291,9 @@ def test_fingerprint_follows_what_decides_the_batches(source: MakeSource) -> Non
 
 def test_wrong_use_is_named(source: MakeSource) -> None:
     data = _data(source(4))
-    cases: list[tuple[dict[str, int], str]] = [
-        ({"hosts": 3}, "batch_size=8 is not divisible by 3 hosts"),
-        ({"host": 2, "hosts": 2}, "host 2 of 2"),
-        ({"hosts": 0}, "host 0 of 0"),
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"rows": range(6, 9)}, r"rows range\(6, 9\) are not of a batch of 8"),
+        ({"rows": ()}, r"rows \(\) are not"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 1 << 32}, "seed 4294967296"),
         ({"start_step": -1}, "start_step -1"),
@@ -340,6 +346,7 @@ def test_closing_ends_the_threads(source: MakeSource) -> None:
 
 _SCRIPT = """
 from vlalign.data.captions import CaptionView
+from vlalign.data.crops import RandomResizedCrop
 from vlalign.data.emoji import Emoji
 from vlalign.data.pipeline import Data
 
@@ -361,3 +368,36 @@ def test_a_process_that_forgets_to_close_ends_quietly(workers: int, tmp_path: Pa
         command, capture_output=True, text=True, timeout=100, env=environment, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "read\n", "")
+
+
+def test_sizes_change_the_pictures_from_their_step_on(source: MakeSource) -> None:
+    views = {"image": RandomResizedCrop(size=32), "text": CaptionView()}
+    plain = _data(source(11), views=views)
+    data = dataclasses.replace(plain, sizes=((0, 8), (3, 16), (5, 32)))
+    tokenizer = data.fit_tokenizer()
+    batches = _take(data, tokenizer, 7)
+    assert [batch["image"].shape[1] for batch in batches] == [8, 8, 8, 16, 16, 32, 32]
+    for batch, step in zip(batches, range(7), strict=True):
+        example = data.example(tokenizer, step=step)
+        assert example["image"].shape[1:] == batch["image"].shape[1:]
+    assert data.example(tokenizer)["image"].shape[1] == 32
+    _assert_equal(_take(data, tokenizer, 3, start_step=4), batches[4:])
+    same = _take(plain, tokenizer, 7)  # order, texts and the last size are what they were
+    _assert_equal(same[5:], batches[5:])
+    for one, other in zip(same, batches, strict=True):
+        np.testing.assert_array_equal(one["text"], other["text"])
+    assert data.fingerprint() != plain.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [(((3, 8), (3, 16)), "steps rising"), (((-1, 8),), "steps rising"), (((5, 8), (2, 16)), "rising")],
+)
+def test_sizes_out_of_order_are_named(
+    sizes: tuple[tuple[int, int], ...], says: str, source: MakeSource
+) -> None:
+    with pytest.raises(UserError, match=says):
+        dataclasses.replace(_data(source(3)), sizes=sizes)
+    captions_only = {"text": CaptionView()}
+    with pytest.raises(UserError, match="no view has a `size`"):
+        _data(source(3), views=captions_only, sizes=((0, 8),))

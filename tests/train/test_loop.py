@@ -22,10 +22,10 @@ from vlalign.experiment import Experiment
 from vlalign.objectives.contrastive import Clip
 from vlalign.parallel.mesh import MeshSpec
 from vlalign.runs import open_run, prepare_run
-from vlalign.train import loop
+from vlalign.train import loop, programs
 from vlalign.train.checkpoint import Checkpoints
 from vlalign.train.config import Train
-from vlalign.train.feed import Feed
+from vlalign.train.feed import Feed, local_rows
 from vlalign.train.optimizer import Optimizer
 from vlalign.train.schedule import Constant
 
@@ -151,7 +151,7 @@ def test_the_order_of_the_loop(tiny: Make, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(owner, name, wrapped)
 
     note(Checkpoints, "restore_newest", "restore")
-    note(loop, "compile_step", "compile")
+    note(programs, "compile_step", "compile")
     note(loop.Feed, "next", "batch")
     note(Checkpoints, "save", "save")
     note(loop.MetricWriter, "write", "log")
@@ -284,11 +284,11 @@ def test_waiting_for_data_is_logged_as_a_share() -> None:
     def slow() -> Iterator[dict[str, np.ndarray]]:
         while True:
             time.sleep(0.05)
-            yield {"problem": np.zeros(2, np.int32), "truncated": np.zeros(2, np.bool_)}
+            yield {"weight": np.ones(2, np.float32), "index": np.zeros(2, np.int32)}
 
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
-    feed = Feed(slow(), mesh, kinds=("ok",), max_bad_share=0.5)
-    feed.next()
+    feed = Feed(slow(), mesh, local_rows(mesh, 2), 2)
+    assert feed.next().keys() == {"weight"}
     feed.next()
     assert 0.7 < feed.wait_share() <= 1.0
     time.sleep(0.05)

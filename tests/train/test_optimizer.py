@@ -104,6 +104,89 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam() -> None:
     np.testing.assert_allclose(np.abs(updates["b"]), 1.0, rtol=1e-3)  # Adam's first step
 
 
+def path_of(kind: Any, dtype: Any, steps: int = 30) -> tuple[np.ndarray, Any]:
+    """Parameters along a noisy way down a quadratic, and the last state."""
+    names = {"kernel": ("embed", "mlp"), "bias": ("mlp",)}
+    rng = np.random.default_rng(0)
+    draw = lambda: {  # noqa: E731
+        "kernel": jnp.asarray(rng.normal(size=(8, 16)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=16), jnp.float32),
+    }
+    params, found = draw(), []
+    optimizer = Optimizer(
+        kind=kind,
+        learning_rate=0.01,
+        weight_decay=0.0,
+        schedule=Constant(),
+        moment_dtype=dtype,
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        tx = optimizer.build(names, steps)
+        state, update = tx.init(params), jax.jit(tx.update)
+        for _ in range(steps):
+            grads = jax.tree.map(lambda x, n: x + n, params, draw())
+            updates, state = update(grads, state, params)
+            assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {np.dtype("float32")}
+            params = optax.apply_updates(params, updates)
+            found.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)]))
+    return np.asarray(found), state
+
+
+def moments(state: Any, *names: str) -> list[jax.Array]:
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    named = [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+    return [leaf for path, leaf in named if any(f".{name}" in path for name in names)]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion", "sgd", "muon"])
+def test_a_bfloat16_moment_is_half_the_bytes_and_nearly_the_same_way(kind: str) -> None:
+    wide, wide_state = path_of(kind, "float32")
+    narrow, state = path_of(kind, "bfloat16")
+    first, before = moments(state, "mu[", "trace["), moments(wide_state, "mu[", "trace[")
+    assert {leaf.dtype for leaf in first} == {jnp.dtype("bfloat16")}
+    assert all(leaf.dtype == np.float32 for leaf in moments(state, "nu["))
+    assert 2 * sum(leaf.nbytes for leaf in first) == sum(leaf.nbytes for leaf in before) > 0
+    assert not np.array_equal(wide, narrow)
+    way = float(np.abs(wide[-1] - wide[0]).mean())
+    assert float(np.abs(narrow[-1] - wide[-1]).mean()) < 0.03 * way
+
+
+def test_a_bfloat16_moment_is_rounded_only_where_it_is_stored() -> None:
+    """Two steps of SGD by hand: product and sum in float32, what is stored between them rounded."""
+    optimizer = Optimizer(
+        kind="sgd",
+        learning_rate=1.0,
+        weight_decay=0.0,
+        clip_norm=None,
+        schedule=Constant(),
+        moment_dtype="bfloat16",
+    )
+    first, second = 1.2345678, 0.3456789
+    with jax.numpy_dtype_promotion("standard"):
+        tx = optimizer.build({"w": ("mlp",)}, 10)
+        params = {"w": jnp.zeros((1,), jnp.float32)}
+        _, state = tx.update({"w": jnp.full((1,), first, jnp.float32)}, tx.init(params), params)
+        updates, _ = tx.update({"w": jnp.full((1,), second, jnp.float32)}, state, params)
+    stored = float(jnp.bfloat16(first))
+    assert stored != pytest.approx(first, rel=1e-4)
+    assert -float(updates["w"][0]) == pytest.approx(second + 0.9 * stored, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_with_bfloat16_moments_resumes_to_the_same_bits(tiny: Make, tmp_path: Path) -> None:
+    def final(name: str, *ends: int) -> list[np.ndarray]:
+        for steps in ends:
+            optimizer = Optimizer(schedule=Constant(), moment_dtype="bfloat16")
+            config = Train(steps=steps, save_every=2)
+            train(tiny(optimizer=optimizer, train=config, evals={}), tmp_path / name, quiet=True)
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(open_run(tmp_path / name).params)]
+
+    for name in ("straight", "resumed"):
+        prepare_run(tiny(evals={}), tmp_path / name)
+    for a, b in zip(final("straight", 4), final("resumed", 2, 4), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def rates(schedule: Any, steps: int = 100) -> np.ndarray:
     return np.asarray([float(schedule(jnp.int32(i), steps)) for i in range(steps)])
 

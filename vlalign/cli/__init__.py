@@ -24,6 +24,7 @@ COMMANDS = {
     "embed": "write a run's embeddings to a Parquet file",
     "search": "find images for a sentence, or names for an image",
     "report": "write the report.html of a run",
+    "plan": "memory, FLOPs, collectives, time and cost on machines that are not there",
     "show": "print a configuration, its parameters and its FLOPs",
     "data": "build and inspect data sets",
     "doctor": "check this installation: versions, devices, a self-test",

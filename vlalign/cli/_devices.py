@@ -1,4 +1,7 @@
-"""Simulated CPU devices, asked for before jax looks at the real ones."""
+"""What is said to jax before it looks at its devices."""
+
+import os
+from pathlib import Path
 
 from vlalign.errors import UserError
 
@@ -13,3 +16,15 @@ def simulate(devices: int | None) -> None:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
+
+
+def keep_compiled_programs() -> None:
+    """Compiled programs are kept between runs, in $XDG_CACHE_HOME/vlalign/programs.
+
+    JAX_COMPILATION_CACHE_DIR names another place; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "vlalign" / "programs"))

@@ -65,7 +65,7 @@ def _print_flops(experiment: Any, parts: Any) -> None:
         shape = parts.example[name].shape[1:]
         flops = module.flops(shape)
         print(f"\n{name}: {flops / 1e6:,.1f} MFLOP forward for one input of shape {shape}")
-    from vlalign.train.describe import forward_flops
+    from vlalign.train.describe import step_flops
 
-    step = 3 * forward_flops(experiment, parts) * experiment.data.batch_size
+    step = step_flops(experiment, parts.example)
     print(f"step: {step / 1e9:,.1f} GFLOP (forward and backward, matrix products only)")

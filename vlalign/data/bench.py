@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlalign.data.pipeline import Data, Value, fields_of
+from vlalign.data.pipeline import Data
 from vlalign.data.record import BadRecord
 from vlalign.data.tokenizers.base import TextTokenizer
+from vlalign.data.views import Value, fields_of
 from vlalign.errors import UserError
 
 READ, TOKENISE, ASSEMBLE = "read", "tokenise", "assemble"

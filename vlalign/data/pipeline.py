@@ -8,34 +8,26 @@ whole batch: its cost per element (some 30 us a stage) is then paid once a batch
 import atexit
 import dataclasses
 import hashlib
-import operator
 import weakref
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
-from numpy.typing import NDArray
 
+from vlalign.data.loader import Loader, Stages, blank, views_at
 from vlalign.data.mixture import Mixture
-from vlalign.data.record import BadRecord, Record
+from vlalign.data.record import BadRecord
 from vlalign.data.sources import Source
 from vlalign.data.tokenizer import Bpe
 from vlalign.data.tokenizers.base import TextTokenizer, TokenizerConfig
+from vlalign.data.views import Batch, View
 from vlalign.errors import UserError
-
-Batch = dict[str, NDArray[Any]]
-Value = NDArray[Any] | str | tuple[str, ...]
-# One field, or several: "" is the view's own, any other key is NAME_key.
-Values = Value | Mapping[str, Value]
 
 # Fields that every batch has beside its views.
 RESERVED = ("weight", "index", "problem", "truncated")
-_STEPS = 1 << 40  # as good as infinite, and a length that grain can slice
-_POSITION = 1 << 64
 
 # Left open until the interpreter is half gone, grain's iterators fail noisily.
 _OPEN: "weakref.WeakSet[Batches]" = weakref.WeakSet()
@@ -47,35 +39,6 @@ def _close_all() -> None:
         batches.close()
 
 
-@runtime_checkable
-class View(Protocol):
-    """A named field of the batch, made from a record: an array, or texts that are tokenised.
-
-    A view with an attribute `partners` is given a tuple of records: the sample's, and those of so
-    many positions behind it in the global order.
-    """
-
-    def __call__(self, record: Any, rng: np.random.Generator, /) -> Values:
-        """The field's value for one sample; BadRecord if the record cannot give it.
-
-        Several texts always are of one number; "" stands for one that the record does not have.
-        """
-
-    def example(self) -> Values:
-        """A value of the right shape and dtype, without data; a text for a text view."""
-
-
-@runtime_checkable
-class ImagePreparation(Protocol):
-    """What a view of images says of evaluation: how it prepares them there, without chance."""
-
-    def evaluate(self, image: bytes, /) -> NDArray[np.uint8]:
-        """The deterministic view (size, size, 3) of encoded bytes; BadRecord if they are bad."""
-
-    def spec(self) -> dict[str, Any]:
-        """The same as plain data, to be compared."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """Training data: a source, the views of its records, and how batches are made of them.
@@ -84,6 +47,8 @@ class Data:
     views: batch field -> view; `RESERVED` names are taken.
     tokenizer: how texts become tokens.
     batch_size: samples of a step over all hosts.
+    sizes: (first step, pixels) of each part of a run in which the image views with a `size` have
+      this one, in rising order of steps; before the first and in evaluation they have their own.
     workers: processes that prepare batches; 0: threads of this process.
     threads: threads that prepare batches, in each worker; changes no output.
     prefetch: batches prepared ahead, in each worker; changes no output.
@@ -93,6 +58,7 @@ class Data:
     views: Mapping[str, View]
     tokenizer: TokenizerConfig = Bpe()
     batch_size: int = 256
+    sizes: tuple[tuple[int, int], ...] = ()
     workers: int = 0
     threads: int = 1
     prefetch: int = 4
@@ -106,6 +72,22 @@ class Data:
         for name, least in (("batch_size", 1), ("workers", 0), ("threads", 1), ("prefetch", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"Data.{name}={getattr(self, name)}: at least {least}")
+        steps = [step for step, _ in self.sizes]
+        if steps != sorted(set(steps)) or min(steps, default=0) < 0:
+            raise UserError(f"Data.sizes={self.sizes}: (first step, pixels), steps rising from 0")
+        if self.sizes and not any(_has_size(view) for view in self.views.values()):
+            raise UserError("Data.sizes: no view has a `size` to change")
+
+    def stages(self) -> Stages:
+        """(first step, views) of the parts of a run, the first from step 0."""
+        parts: list[tuple[int, Mapping[str, View]]] = [(0, self.views)]
+        for step, size in self.sizes:
+            sized = {
+                name: dataclasses.replace(view, size=size) if _has_size(view) else view  # type: ignore[type-var]
+                for name, view in self.views.items()
+            }
+            parts.append((step, sized))
+        return tuple(parts[1:] if self.sizes and self.sizes[0][0] == 0 else parts)
 
     def fit_tokenizer(self) -> TextTokenizer:
         """The tokenizer trained on every text that the caption views can make of the records.
@@ -131,38 +113,36 @@ class Data:
         *,
         seed: int,
         start_step: int = 0,
-        host: int = 0,
-        hosts: int = 1,
+        rows: Sequence[int] | None = None,
     ) -> "Batches":
-        """The batches of steps start_step, start_step + 1, ... for one host, without end.
+        """The batches of steps start_step, start_step + 1, ... without end.
 
-        Fields, b = batch_size / hosts rows: one a view: its array, or int32 (b, length) for a text,
+        rows: those of the global batch that this host wants; None: all of them.
+        Fields, b rows: one a view: its array, or int32 (b, length) for a text,
         (b, k, length) for k texts with NAME_present bool (b, k); of masked tokens also NAME_targets
         int32 and NAME_mask bool (b, length). "weight" float32
         (b,), "index" int32 (b,) of the record, "problem" int32 (b,) into `PROBLEMS` (such a row is
-        zeros of weight 0), "truncated" bool (b,). Host h has rows h*b..(h+1)*b of the global batch.
+        zeros of weight 0), "truncated" bool (b,).
         Every record comes once an epoch, in an order of its own; of a `Mixture`, as it says.
         Preparation starts at once; close() or a `with` block ends its threads and processes.
         """
         count = _length(self.source)
-        if not 0 <= host < hosts:
-            raise UserError(f"host {host} of {hosts}: numbered from 0")
-        if self.batch_size % hosts:
-            raise UserError(f"Data.batch_size={self.batch_size} is not divisible by {hosts} hosts")
+        rows = range(self.batch_size) if rows is None else rows
+        if not rows or not all(0 <= row < self.batch_size for row in rows):
+            raise UserError(f"rows {rows} are not of a batch of {self.batch_size}")
         if not 0 <= seed < 1 << 32:
             raise UserError(f"seed {seed}: in 0..{(1 << 32) - 1}")
         if start_step < 0:
             raise UserError(f"start_step {start_step}: 0 or more")
-        rows = self.batch_size // hosts
-        loader = _Loader(
+        loader = Loader(
             source=self.source,
-            views=dict(self.views),
+            stages=self.stages(),
             tokenizer=tokenizer,
             seed=seed,
             order=record_order(self.source, count, seed),
-            first=start_step * self.batch_size + host * rows,
-            stride=self.batch_size,
-            rows=rows,
+            first=start_step,
+            batch_size=self.batch_size,
+            rows=tuple(rows),
         )
         dataset = grain.MapDataset.source(loader).to_iter_dataset(
             grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.prefetch)
@@ -177,14 +157,20 @@ class Data:
             )
         return Batches(dataset, shared=self.workers > 0)
 
-    def example(self, tokenizer: TextTokenizer) -> Batch:
-        """One batch of two samples, zeros of the right shapes and dtypes; reads no data."""
-        return _blank(self.views, tokenizer, 2)
+    def example(self, tokenizer: TextTokenizer, *, step: int | None = None) -> Batch:
+        """Two samples, zeros of the right shapes and dtypes; reads no data.
+
+        step: of the run, where `sizes` change the shapes; None: the views as they are.
+        """
+        views = self.views if step is None else views_at(self.stages(), step)
+        return blank(views, tokenizer, 2)
 
     def fingerprint(self) -> str:
         """sha256 over all that decides the batches: source, views, tokenizer, batch size."""
         views = "\n".join(f"{name}={view!r}" for name, view in sorted(self.views.items()))
-        parts = (self.source.fingerprint(), views, repr(self.tokenizer), str(self.batch_size))
+        parts = [self.source.fingerprint(), views, repr(self.tokenizer), str(self.batch_size)]
+        if self.sizes:
+            parts.append(repr(self.sizes))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -225,101 +211,6 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Loader:
-    """What grain reads from: element i is the host's batch of step start + i. Pickles to workers.
-
-    first: global position of the first row of element 0; stride: positions between elements.
-    """
-
-    source: Source
-    views: dict[str, View]
-    tokenizer: TextTokenizer
-    seed: int
-    order: "grain.MapDataset[int]"
-    first: int
-    stride: int
-    rows: int
-
-    def __len__(self) -> int:
-        return _STEPS
-
-    def __getitem__(self, element: int) -> Batch:
-        batch = _blank(self.views, self.tokenizer, self.rows)
-        masks = {name: _Stream(self.seed, f"{name}/mask") for name in _masking(self.views)}
-        streams = {name: _Stream(self.seed, name) for name in self.views}
-        texts: dict[str, dict[tuple[int, ...], str]] = {}
-        start = self.first + operator.index(element) * self.stride
-        for row in range(self.rows):
-            index = self.order[start + row]
-            batch["index"][row] = index
-            try:
-                record = self.source[index]
-                values: dict[str, Value] = {}
-                for name, view in self.views.items():
-                    seen = self._with_partners(view, record, start + row)
-                    values |= fields_of(name, view(seen, streams[name].at(start + row)))
-            except BadRecord as problem:
-                batch["problem"][row] = problem.code
-                continue
-            batch["weight"][row] = record.weight
-            for name, value in values.items():
-                if isinstance(value, str):
-                    texts.setdefault(name, {})[row,] = value
-                elif isinstance(value, tuple):
-                    some: dict[tuple[int, ...], str] = {
-                        (row, i): text for i, text in enumerate(value) if text
-                    }
-                    texts.setdefault(name, {}).update(some)
-                else:
-                    batch[name][row] = value
-        self._tokenise(texts, batch)
-        for name, masking in _masking(self.views).items():
-            for (place,) in texts.get(name, {}):
-                rng = masks[name].at(start + place)
-                masked = masking(batch[name][place].copy(), self.tokenizer, rng)
-                for field, found in zip(_mask_fields(name), masked, strict=True):
-                    batch[field][place] = found
-        return batch
-
-    def _with_partners(
-        self, view: View, record: Record, position: int
-    ) -> Record | tuple[Record, ...]:
-        partners = getattr(view, "partners", 0)
-        if not partners:
-            return record
-        behind = (self.order[position + step] for step in range(1, partners + 1))
-        return record, *(self.source[index] for index in behind)
-
-    def _tokenise(self, texts: dict[str, dict[tuple[int, ...], str]], batch: Batch) -> None:
-        for name, by_place in texts.items():
-            if by_place:
-                ids, cut = self.tokenizer.encode(list(by_place.values()))
-                places = tuple(np.array(list(by_place)).T)
-                batch[name][places] = ids
-                if (present := f"{name}_present") in batch:
-                    batch[present][places] = True
-                np.logical_or.at(batch["truncated"], places[0], cut)
-
-
-class _Stream:
-    """The random numbers of one view: a counter-based generator, set to a position at no cost.
-
-    Each view has its own key, so that adding a view leaves the others' samples alone.
-    """
-
-    def __init__(self, seed: int, name: str) -> None:
-        self._bits = np.random.Philox(key=[seed, zlib.crc32(name.encode())])
-        self._generator = np.random.Generator(self._bits)
-        self._state = self._bits.state
-
-    def at(self, position: int) -> np.random.Generator:
-        """The generator at the start of a position's numbers: 2**128 of them before the next."""
-        self._state["state"]["counter"][:] = (0, 0, position % _POSITION, 0)
-        self._bits.state = self._state
-        return self._generator
-
-
 def record_order(source: Source, count: int, seed: int) -> "grain.MapDataset[int]":
     """Global position -> record index: all records once an epoch, in another order each epoch.
 
@@ -332,44 +223,8 @@ def record_order(source: Source, count: int, seed: int) -> "grain.MapDataset[int
     return grain.MapDataset.range(count).shuffle(seed=hashed).repeat()
 
 
-def fields_of(name: str, values: Values) -> dict[str, Value]:
-    """The fields of a view by their names in the batch."""
-    if not isinstance(values, Mapping):
-        return {name: values}
-    return {f"{name}_{key}" if key else name: value for key, value in values.items()}
-
-
-def _masking(views: Mapping[str, View]) -> dict[str, Any]:
-    """The maskings of the views that have their tokens masked."""
-    return {name: v.masking for name, v in views.items() if hasattr(v, "masking")}
-
-
-def _mask_fields(name: str) -> tuple[str, str, str]:
-    """What a masked view gives: ids with some hidden, the ids to find, where they are hidden."""
-    return name, f"{name}_targets", f"{name}_mask"
-
-
-def _blank(views: Mapping[str, View], tokenizer: TextTokenizer, rows: int) -> Batch:
-    batch: Batch = {}
-    examples: dict[str, Value] = {}
-    for name, view in views.items():
-        examples |= fields_of(name, view.example())
-    for name, value in examples.items():
-        if isinstance(value, str):
-            batch[name] = np.zeros((rows, tokenizer.length), np.int32)
-        elif isinstance(value, tuple):
-            batch[name] = np.zeros((rows, len(value), tokenizer.length), np.int32)
-            batch[f"{name}_present"] = np.zeros((rows, len(value)), np.bool_)
-        else:
-            batch[name] = np.zeros((rows, *value.shape), value.dtype)
-    for name in _masking(views):
-        for field, dtype in zip(_mask_fields(name), (np.int32, np.int32, np.bool_), strict=True):
-            batch[field] = np.zeros((rows, tokenizer.length), dtype)
-    batch["weight"] = np.zeros(rows, np.float32)
-    batch["index"] = np.zeros(rows, np.int32)
-    batch["problem"] = np.zeros(rows, np.int32)
-    batch["truncated"] = np.zeros(rows, np.bool_)
-    return batch
+def _has_size(view: object) -> bool:
+    return isinstance(getattr(view, "size", None), int)
 
 
 def _length(source: Source) -> int:

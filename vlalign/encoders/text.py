@@ -10,6 +10,7 @@ from vlalign.encoders.encoding import Encoding
 from vlalign.encoders.layers import Activation, Dtype, LayerNorm, Linear, Remat, Stack, named
 from vlalign.encoders.pooling import MapHead, last_pool, mean_pool
 from vlalign.errors import UserError
+from vlalign.parallel.constraint import whole
 
 
 class TextTransformer(nn.Module):
@@ -63,7 +64,7 @@ class TextTransformer(nn.Module):
         )
         normal = nn.initializers.normal(0.01)
         position = self.param("position", named(normal, "length", "embed"), (l, d), jnp.float32)
-        x = jnp.take(table, tokens, axis=0) + position[None]
+        x = jnp.take(whole(table), tokens, axis=0) + position[None]
         real_bl = tokens != self.pad_id
         x = self._stack()(x.astype(jnp.dtype(self.dtype)), self._mask(real_bl))
         x = LayerNorm(self.epsilon, name="ln_final")(x)

@@ -1,5 +1,6 @@
 """Vision transformer (Dosovitskiy et al. 2021; CLIP and SigLIP image towers)."""
 
+import math
 from typing import Literal
 
 import flax.linen as nn
@@ -9,11 +10,14 @@ import jax.numpy as jnp
 from vlalign.encoders.encoding import Encoding
 from vlalign.encoders.layers import Activation, Dtype, LayerNorm, Linear, Remat, Stack, named
 from vlalign.encoders.pooling import MapHead, mean_pool
+from vlalign.encoders.resize import resize_grid
 from vlalign.errors import UserError
 
 
 class ViT(nn.Module):
     """Images -> Encoding.
+
+    Images of another size than at initialisation get the learned positions resized to their grid.
 
     patch_size: side of a square patch, pixels.      width, depth, heads: of the blocks.
     mlp_ratio: hidden width of the feed-forward layers over `width`.
@@ -97,6 +101,7 @@ class ViT(nn.Module):
         in the whole batch, so that micro-batches draw the same random numbers.
         """
         self._check()
+        grid = self.grid(images.shape[1], images.shape[2])
         patches = self._patches(images)
         b, l, p = patches.shape
         d = self.width
@@ -104,9 +109,7 @@ class ViT(nn.Module):
             (p,), (d,), ("patch", "embed"), bias=self.patch_bias, dtype=self.dtype, name="patch"
         )
         x = embed(patches.reshape(b * l, p)).reshape(b, l, d)
-        normal = nn.initializers.normal(d**-0.5)
-        position = self.param("position", named(normal, "length", "embed"), (l, d), jnp.float32)
-        x = x + position.astype(x.dtype)[None]
+        x = x + self._position(grid).astype(x.dtype)[None]
         if train and self.token_drop > 0:
             x = self._drop(x, rows)
         x = self._prepend(x)
@@ -116,6 +119,17 @@ class ViT(nn.Module):
         x = LayerNorm(self.epsilon, name="ln_post")(x)
         mask = jnp.ones(x.shape[:2], bool)
         return Encoding(pooled=self._pool(x, mask), tokens=x, mask=mask)
+
+    def _position(self, grid: tuple[int, int]) -> jax.Array:
+        """(l, d) of a grid; of another one than the parameter's, which then must be a square."""
+        length, d = grid[0] * grid[1], self.width
+        if self.has_variable("params", "position"):
+            length = self.get_variable("params", "position").shape[0]
+        init = named(nn.initializers.normal(d**-0.5), "length", "embed")
+        position = self.param("position", init, (length, d), jnp.float32)
+        if length == grid[0] * grid[1]:
+            return position
+        return resize_grid(position, (math.isqrt(length),) * 2, grid)
 
     def _prepend(self, x_bld: jax.Array) -> jax.Array:
         """Class token first, then registers, then patches."""

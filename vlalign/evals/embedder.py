@@ -53,7 +53,10 @@ class Embedder:
             rows = inputs[start : start + size]
             if len(rows) < size:
                 rows = np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
-            placed = jax.device_put(rows, batch_sharding(self.mesh))
+            # All processes have all rows; each places those of its own devices.
+            placed = jax.make_array_from_callback(
+                rows.shape, batch_sharding(self.mesh), rows.__getitem__
+            )
             parts.append(function(params, placed))
         return np.concatenate([np.asarray(part) for part in parts])[:count]
 

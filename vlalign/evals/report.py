@@ -10,6 +10,7 @@ from typing import Any
 from vlalign.errors import UserError
 from vlalign.evals import curves, tables
 from vlalign.evals.base import Estimate, Pictured, remember
+from vlalign.evals.goodput import Goodput, goodput, read_events
 from vlalign.evals.html import Html, element, image, join, page, table
 from vlalign.evals.pictures import Hit, Sheet, SheetRow
 from vlalign.evals.results import (
@@ -32,7 +33,8 @@ class Content:
 
     title: the run's name; facts: short (name, value) pairs for the first screen
     rows: of metrics.jsonl; results: the newest estimates; step: of the results
-    sheets: contact sheets; config: the configuration as text; versions: name -> version
+    sheets: contact sheets; time: where it went
+    config: the configuration as text; versions: name -> version
     """
 
     title: str
@@ -41,6 +43,7 @@ class Content:
     results: Results = dataclasses.field(default_factory=dict)
     step: int = 0
     sheets: Sequence[Sheet] = ()
+    time: Goodput | None = None
     config: str = ""
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -67,6 +70,7 @@ def report_from_run(run: Run, progress: Callable[[str], None] = lambda text: Non
         results=results,
         step=step,
         sheets=sheets,
+        time=goodput(read_events(run.path / "events.jsonl")),
         config=_text(run.path / "config.txt"),
         versions=_json(run.path / "versions.json"),
     )
@@ -81,6 +85,7 @@ def write_report(path: Path, content: Content) -> None:
         "Curves": _curves(content.rows),
         "Results": _tables(content.results),
         "Contact sheets": join(_sheet(sheet) for sheet in content.sheets),
+        "Time": _time(content.time),
         "Configuration": _configuration(content.config, content.versions),
     }
     filled = {name: body for name, body in sections.items() if body}
@@ -227,6 +232,35 @@ def _hit(hit: Hit) -> Html:
     score = element("span", f"{hit.score:.3f} ", mark, class_="score")
     name = element("span", hit.label, class_="name", title=hit.label)
     return element("li", image(hit.image, alt=hit.label), score, name, class_=kind)
+
+
+def _time(spent: Goodput | None) -> Html:
+    """A bar of the whole time from the first start on, and a table of its parts."""
+    if spent is None:
+        return Html("")
+    parts = sorted(spent.seconds.items(), key=lambda item: -item[1])
+    total = sum(spent.seconds.values())
+    bar = [
+        element(
+            "span",
+            title=f"{name}: {value / total:.1%}",
+            style=f"width: {100 * value / total:.2f}%; background: var(--c{number % 6})",
+        )
+        for number, (name, value) in enumerate(parts)
+    ]
+    rows = [[name, f"{value:,.1f}", f"{value / total:.1%}"] for name, value in parts]
+    rows.append(["all", f"{total:,.1f}", "100.0%"])
+    told = (
+        f"Goodput {spent.share:.1%}: the share of the time in steps that were kept. "
+        f"Restarts: {spent.restarts}. Rewinds after bad steps: {spent.rewinds}."
+    )
+    return join(
+        [
+            element("p", told),
+            element("div", *bar, class_="bar", role="img", aria_label="Where the time went"),
+            table(["", "seconds", "share"], rows, caption="Where the time went"),
+        ]
+    )
 
 
 def _configuration(config: str, versions: Mapping[str, Any]) -> Html:

@@ -7,8 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlalign.objectives.base import Across, Arrays, Local, Objective, Term, Towers
-from vlalign.parallel.constraint import shard_batch
+from vlalign.objectives.base import Across, Arrays, Objective, Term, Towers
+from vlalign.parallel.micro import in_parts
+
+# Of a row of the batch: its place in the whole.
+_ROWS = "_rows"
 
 
 def total_loss(
@@ -35,56 +38,29 @@ def total_loss(
         for name, objective in objectives.items()
     }
 
-    def local(part: Arrays, rows: jax.Array) -> dict[str, Local]:
-        towers = Towers(model, params, part, rows, rng)
-        return {
-            name: objective.local(own[name], towers, begun[name], step)
-            for name, objective in objectives.items()
-        }
+    def encode(params: Any, part: Arrays) -> tuple[Any, dict[str, Arrays]]:
+        fields = {name: x for name, x in part.items() if name != _ROWS}
+        towers = Towers(model, params, fields, part[_ROWS], rng)
+        out = {}
+        for name, objective in objectives.items():
+            out[name] = objective.local(params["objectives"][name], towers, begun[name], step)
+        terms = {name: {k: (t.sum, t.count) for k, t in o.terms.items()} for name, o in out.items()}
+        return terms, {name: o.keep for name, o in out.items()}
 
-    locals_ = _encode(local, batch, micro_batches)
+    places = jnp.arange(batch["weight"].shape[0], dtype=jnp.int32)
+    terms, kept = in_parts(encode, params, {**batch, _ROWS: places}, micro_batches)
     loss = jnp.zeros((), jnp.float32)
     metrics: Arrays = {}
     next_memory: dict[str, Any] = {}
     for name, objective in objectives.items():
         with jax.named_scope(f"objective/{name}"):
-            out: Across = objective.across(own[name], locals_[name].keep, begun[name], step)
-        terms = {**locals_[name].terms, **out.terms}
-        value = sum((term.mean for term in terms.values()), jnp.zeros((), jnp.float32))
+            out: Across = objective.across(own[name], kept[name], begun[name], step)
+        every = {key: Term(*sums) for key, sums in terms[name].items()} | out.terms
+        value = sum((term.mean for term in every.values()), jnp.zeros((), jnp.float32))
         loss = loss + objective.weight * value
         metrics[f"{name}/loss"] = value
-        if len(terms) > 1:
-            metrics |= {f"{name}/{key}": term.mean for key, term in terms.items()}
+        if len(every) > 1:
+            metrics |= {f"{name}/{key}": term.mean for key, term in every.items()}
         metrics |= {f"{name}/{key}": value for key, value in out.metrics.items()}
         next_memory[name] = jax.lax.stop_gradient(out.memory)
     return loss, (metrics, next_memory)
-
-
-def _encode(local: Any, batch: Arrays, micro_batches: int) -> dict[str, Local]:
-    size = batch["weight"].shape[0]
-    rows = jnp.arange(size, dtype=jnp.int32)
-    if micro_batches == 1:
-        whole: dict[str, Local] = local(batch, rows)
-        return whole
-
-    def cut(x: jax.Array) -> jax.Array:
-        # Strided: part i holds rows i, i + m, ... so that each part lies on all devices as the
-        # batch does and no row has to move.
-        x = x.reshape(size // micro_batches, micro_batches, *x.shape[1:])
-        return jnp.swapaxes(x, 0, 1)
-
-    def join(x: jax.Array) -> jax.Array:
-        return shard_batch(jnp.swapaxes(x, 0, 1).reshape(size, *x.shape[2:]))
-
-    def body(carry: None, part: tuple[Arrays, jax.Array]) -> tuple[None, dict[str, Local]]:
-        fields = {name: shard_batch(x) for name, x in part[0].items()}
-        return carry, local(fields, part[1])
-
-    parts = ({name: cut(x) for name, x in batch.items()}, cut(rows))
-    _, out = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), None, parts)
-
-    def merge(part: Local) -> Local:
-        terms = {k: Term(jnp.sum(t.sum), jnp.sum(t.count)) for k, t in part.terms.items()}
-        return Local(terms=terms, keep={k: join(x) for k, x in part.keep.items()})
-
-    return {name: merge(part) for name, part in out.items()}

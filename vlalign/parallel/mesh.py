@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,12 +22,16 @@ class MeshSpec:
     fsdp: parts of the batch that also share the parameters among them.
     tensor: devices that split each layer's heads, hidden units and vocabulary.
     devices: how many of the devices at hand are used, the first ones; None: all.
+    slices: groups of devices with fast links inside and a slow network between them; only `data`
+    runs over that network. None: as many as the devices say (TPU slices), else one. Devices that do
+    not say are grouped in their order, in equal numbers: of a cluster of GPUs, the nodes.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     devices: int | None = None
+    slices: int | None = None
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
         """The three sizes for a number of devices. Raises UserError if they cannot fit."""
@@ -44,14 +49,61 @@ class MeshSpec:
         return sizes[0], sizes[1], sizes[2]
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """The mesh over `devices` (default: all). Raises UserError if they do not fit."""
+        """The mesh over `devices` (default: all), slices outermost in `data`.
+
+        Raises UserError if the devices do not fit, or if `fsdp` or `tensor` would cross slices.
+        """
         devices = jax.devices() if devices is None else list(devices)
         if self.devices is not None:
             if not 1 <= self.devices <= len(devices):
                 raise UserError(f"mesh.devices={self.devices}: there are {len(devices)}")
             devices = devices[: self.devices]
-        sizes = self.sizes(len(devices))
-        return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+        return Mesh(self.lay_out(devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+    def lay_out(self, devices: Sequence[Any]) -> np.ndarray:
+        """The devices as an array (data, fsdp, tensor); raises as `build`."""
+        data, fsdp, tensor = self.sizes(len(devices))
+        groups = _slices(devices, self.slices)
+        if data % len(groups):
+            raise UserError(
+                f"mesh data={data} fsdp={fsdp} tensor={tensor} on {len(groups)} slices: fsdp and "
+                f"tensor would cross slices, whose network is slow; data must be a multiple of "
+                f"{len(groups)}, so fsdp x tensor at most {len(devices) // len(groups)}"
+            )
+        shape = (data // len(groups), fsdp, tensor)
+        return np.concatenate([_one_slice(shape, group) for group in groups])
+
+
+def _slices(devices: Sequence[Any], number: int | None) -> list[list[Any]]:
+    """The devices by slice: as they say themselves, else `number` equal runs of them."""
+    told: dict[int, list[Any]] = {}
+    for device in devices:
+        # GPUs say it of their hosts, over whose network a user may well want to run `fsdp`.
+        index = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+        told.setdefault(index, []).append(device)
+    groups = [told[index] for index in sorted(told)]
+    if len(groups) == 1 and number is not None:
+        if number < 1 or len(devices) % number:
+            raise UserError(
+                f"mesh.slices={number}: {len(devices)} device(s) do not divide into equal slices"
+            )
+        size = len(devices) // number
+        groups = [groups[0][start : start + size] for start in range(0, len(devices), size)]
+    sizes = [len(group) for group in groups]
+    if len(set(sizes)) > 1:
+        raise UserError(f"mesh: slices must have equal numbers of devices, these have {sizes}")
+    if number not in (None, len(groups)):
+        raise UserError(f"mesh.slices={number}: the devices are in {len(groups)} slices")
+    return groups
+
+
+def _one_slice(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of one slice; on a TPU, neighbours in the torus side by side in the mesh."""
+    if devices[0].platform == "tpu":
+        types = (AxisType.Auto,) * len(AXES)
+        placed: np.ndarray = jax.make_mesh(shape, AXES, devices=devices, axis_types=types).devices
+        return placed
+    return np.asarray(devices, dtype=object).reshape(shape)
 
 
 def batch_shards(mesh: Mesh) -> int:

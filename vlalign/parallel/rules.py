@@ -1,23 +1,32 @@
 """From the names of parameter axes to mesh axes: one typed table, and the checks around it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from flax.core import meta
 from flax.linen import LogicallyPartitioned
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vlalign.errors import UserError, nearest
 
-Axis = Literal["data", "fsdp", "tensor"] | None
+Axis = Literal["auto", "fsdp", "tensor"] | None
+
+# Elements below which a parameter stays whole: to gather so few costs a latency, and saves nothing.
+SMALL = 2**14
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AxisRules:
-    """Which mesh axis cuts each named parameter axis; None leaves it whole.
+    """What may cut each named parameter axis.
+
+    "tensor" or "fsdp": that mesh axis, always.   "auto": nothing but the default below.
+    None: nothing, ever.
+    The default: a parameter that no rule cuts over `fsdp` is cut over it along its largest axis
+    that divides, among those that no mesh axis cuts and no rule forbids. An axis without a name is
+    "auto". A parameter of fewer than `whole_below` elements a layer stays whole.
 
     embed: width of the residual stream.   mlp: hidden units of a feed-forward layer.
     heads: attention heads.                head_dim: width of one head.
@@ -26,49 +35,70 @@ class AxisRules:
     layers: the leading axis of a scanned stack.   qkv: the query/key/value axis.
     """
 
-    embed: Axis = "fsdp"
+    embed: Axis = "auto"
     mlp: Axis = "tensor"
     heads: Axis = "tensor"
-    head_dim: Axis = None
+    head_dim: Axis = "auto"
     vocab: Axis = "tensor"
-    joint: Axis = None
-    length: Axis = None
-    patch: Axis = None
+    joint: Axis = "auto"
+    length: Axis = "auto"
+    patch: Axis = "auto"
     layers: Axis = None
     qkv: Axis = None
+    whole_below: int = SMALL
 
     def spec(
         self, path: str, shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh
     ) -> PartitionSpec:
         """The partition of one parameter. Raises UserError naming path, axis, size and remedy."""
+        rules = [self._rule(path, name) for name in names]
         cut: list[str | None] = []
-        for size, name in zip(shape, names, strict=True):
-            axis = self._axis(path, name)
-            if axis is None or mesh.shape[axis] == 1:
+        for size, name, rule in zip(shape, names, rules, strict=True):
+            if rule is None or rule == "auto" or mesh.shape[rule] == 1:
                 cut.append(None)
                 continue
-            if axis in cut:
+            if rule in cut:
                 raise UserError(
                     f"{path} {shape} {names}: the rules cut two of its axes over mesh axis "
-                    f"'{axis}'; set one of them to none (rules.{name}=none)"
+                    f"'{rule}'; set one of them to none (rules.{name}=none)"
                 )
-            if size % mesh.shape[axis]:
+            if size % mesh.shape[rule]:
                 raise UserError(
                     f"{path} {shape}: axis '{name}' of size {size} does not divide over mesh axis "
-                    f"'{axis}' of size {mesh.shape[axis]}; change the size, the mesh, or set "
+                    f"'{rule}' of size {mesh.shape[rule]}; change the size, the mesh, or set "
                     f"rules.{name}=none"
                 )
-            cut.append(axis)
+            cut.append(rule)
+        a_layer = math.prod(n for n, name in zip(shape, names, strict=True) if name != "layers")
+        if mesh.shape["fsdp"] > 1 and "fsdp" not in cut and a_layer >= self.whole_below:
+            free = [i for i, rule in enumerate(rules) if rule is not None and cut[i] is None]
+            if free:
+                cut[_largest(path, shape, names, free, mesh.shape["fsdp"])] = "fsdp"
         return PartitionSpec(*cut)
 
-    def _axis(self, path: str, name: str | None) -> Axis:
+    def _rule(self, path: str, name: str | None) -> Axis:
         if name is None:
-            return None
-        names = [field.name for field in dataclasses.fields(self)]
+            return "auto"
+        names = [field.name for field in dataclasses.fields(self) if field.name != "whole_below"]
         if name not in names:
             raise UserError(f"{path}: no rule for parameter axis '{name}'{nearest(name, names)}")
         axis: Axis = getattr(self, name)
         return axis
+
+
+def _largest(
+    path: str, shape: tuple[int, ...], names: tuple[str | None, ...], free: list[int], fsdp: int
+) -> int:
+    """The largest of the axes `free` that divides over `fsdp`, the first of equal ones."""
+    divides = [axis for axis in free if shape[axis] % fsdp == 0]
+    if not divides:
+        sizes = ", ".join(f"'{names[axis]}' of size {shape[axis]}" for axis in free)
+        raise UserError(
+            f"{path} {shape}: none of {sizes} divides over mesh axis 'fsdp' of size {fsdp}; "
+            f"change a size or the mesh, or leave it whole on every device with "
+            f"rules.whole_below={math.prod(shape) + 1}"
+        )
+    return max(divides, key=lambda axis: shape[axis])
 
 
 def path_str(path: tuple[Any, ...]) -> str:
@@ -123,21 +153,26 @@ def tree_shardings(
 def check_sharded(params: Any, mesh: Mesh, *, tolerance: float = 0.02) -> None:
     """Raises if over `tolerance` of the parameter bytes lie whole on every device of `fsdp`.
 
-    A rule or a name lost on the way leaves parameters replicated without any error; on a pod that
-    is found as an out-of-memory hours later. params: arrays with their real shardings.
+    Rules that forbid too much, or a name lost on the way, leave parameters replicated without any
+    error; on a pod that is found as an out-of-memory hours later. Small parameters do not count.
+    params: arrays with their real shardings.
     """
     if mesh.shape["fsdp"] == 1:
         return
     whole, total, paths = 0, 0, []
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        size = int(np.prod(leaf.shape)) * leaf.dtype.itemsize
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
         total += size
-        if leaf.sharding.is_fully_replicated:
+        if leaf.size >= SMALL and not _is_cut(leaf.sharding, "fsdp"):
             whole += size
             paths.append(path_str(path))
     if whole > tolerance * total:
         raise UserError(
             f"{whole / total:.0%} of the parameter bytes are whole on every device of a mesh with "
             f"fsdp={mesh.shape['fsdp']} (limit {tolerance:.0%}); first of them: {paths[:5]}; "
-            "check the rules (rules.embed=fsdp cuts the usual ones)"
+            'check the rules ("auto" lets fsdp cut an axis, none forbids it)'
         )
+
+
+def _is_cut(sharding: NamedSharding, axis: str) -> bool:
+    return any(axis in ((cut,) if isinstance(cut, str) else cut or ()) for cut in sharding.spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vlalign.data.pipeline import ImagePreparation
 from vlalign.data.tokenizers.base import TextTokenizer
 from vlalign.data.tokenizers.load import load_tokenizer
+from vlalign.data.views import ImagePreparation
 from vlalign.errors import UserError, nearest
 from vlalign.evals.base import Tools
+from vlalign.parallel import hosts
 from vlalign.parallel.mesh import check_batch
 from vlalign.train.feed import HOST_FIELDS
 from vlalign.train.state import Blueprint, blueprint
@@ -35,11 +37,17 @@ class Assembly:
     plan: Blueprint
     example: dict[str, np.ndarray]
 
-    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Field -> shape and dtype of a global batch on the device."""
+    def batch_shapes(
+        self, batch_size: int, example: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Field -> shape and dtype of a global batch on the device.
+
+        example: a batch of another part of the run (`Data.sizes`); None: the one in evaluation.
+        """
         return {
             name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
-            for name, array in self.example.items()
+            for name, array in (self.example if example is None else example).items()
+            if name not in HOST_FIELDS
         }
 
 
@@ -112,13 +120,15 @@ def _check_pixels(name: str, module: Any, view: object) -> None:
 
 
 def run_tokenizer(experiment: Experiment, run_dir: Path) -> TextTokenizer:
-    """The run's tokenizer: the saved one, or a new one trained on the captions and saved."""
+    """The run's tokenizer: the saved one, or a new one trained on the captions and saved.
+
+    Of several processes the first makes it; all read the one file.
+    """
     path = run_dir / "tokenizer.json"
-    if path.exists():
-        return load_tokenizer(path)
-    tokenizer = experiment.data.fit_tokenizer()
-    tokenizer.save(path)
-    return tokenizer
+    if hosts.is_main() and not path.exists():
+        experiment.data.fit_tokenizer().save(path)
+    hosts.barrier("tokenizer")
+    return load_tokenizer(path)
 
 
 def run_tools(experiment: Experiment, tokenizer: TextTokenizer) -> Tools:

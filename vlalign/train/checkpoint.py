@@ -5,6 +5,7 @@ together: a directory appears under its final name only when both are complete, 
 is killed leaves either a whole checkpoint or none.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from vlalign.errors import UserError
+from vlalign.parallel import hosts
 from vlalign.parallel.rules import path_str
 
 _log = logging.getLogger("vlalign")
@@ -34,6 +36,10 @@ def from_dict(nested: Mapping[str, Any], like: Any) -> Any:
     """The pytree `like` with the leaves that `to_dict` laid out."""
     flat = traverse_util.flatten_dict(nested, sep="/")
     return jax.tree_util.tree_map_with_path(lambda path, _: flat[path_str(path)], like)
+
+
+class CheckpointFailed(UserError):
+    """A checkpoint could not be written."""
 
 
 class Checkpoints:
@@ -67,32 +73,43 @@ class Checkpoints:
                 cleanup_tmp_directories=True,  # what a killed process left unfinished
             ),
         )
-        self.seconds = 0.0  # spent in the blocking part of saving
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        """Starts writing; returns as soon as the state may change again. Raises OSError on failure
-        of an earlier save: nothing is lost in silence.
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> bool:
+        """Starts writing; returns as soon as the state may change again. False if it is there.
+
+        Raises CheckpointFailed if an earlier save failed: nothing is lost in silence.
         """
         if step in self._manager.all_steps():
-            return
-        start = time.perf_counter()
-        self._manager.save(
+            return False
+        self._checked(
+            self._manager.save,
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(to_dict(state)), meta=ocp.args.JsonSave(dict(meta))
             ),
             force=True,
         )
-        self.seconds += time.perf_counter() - start
+        return True
 
     def wait(self) -> None:
-        """Returns when everything started is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything started is on disk. Raises CheckpointFailed if it is not."""
+        self._checked(self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Waits, then frees the threads."""
-        self._manager.wait_until_finished()
+        """Frees the threads. What has failed was said by `wait`."""
+        with contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    def _checked(self, action: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            action(*args, **kwargs)
+        except Exception as error:  # orbax raises whatever its storage layers do
+            raise CheckpointFailed(
+                f"a checkpoint could not be written below {self.directory}: {_first_line(error)}; "
+                f"those of steps {self.steps()} are whole. Mend the cause (a full disk?); the same "
+                "command then goes on from the newest"
+            ) from error
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, oldest first."""
@@ -109,13 +126,17 @@ class Checkpoints:
         """
         failures = []
         for step in reversed(self.steps()):
+            found, failure = None, ""
             try:
-                return self.restore(step, abstract)
+                found = self.restore(step, abstract)
             except UserError:
                 raise
             except Exception as error:  # orbax raises whatever its storage layers do
-                failures.append(f"step {step}: {_first_line(error)}")
-                self._set_aside(step, failures[-1])
+                failure = _first_line(error)
+            if not hosts.anyone(bool(failure)):
+                return found
+            failures.append(f"step {step}: {failure or 'another process could not read its part'}")
+            self._set_aside(step, failures[-1])
         if failures:
             raise UserError(
                 f"no checkpoint in {self.directory} can be read ({'; '.join(failures)}); they were "
@@ -127,11 +148,13 @@ class Checkpoints:
         return self.directory.with_name("checkpoints-unreadable")
 
     def _set_aside(self, step: int, why: str) -> None:
-        self._aside().mkdir(exist_ok=True)
         target = self._aside() / f"{step}-{time.time_ns()}"
-        (self.directory / str(step)).rename(target)
+        if hosts.is_main():
+            self._aside().mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(target)
+            _log.warning("checkpoint unreadable, moved to %s (%s)", target, why)
+        hosts.barrier(f"set aside {step}")
         self._manager.reload()
-        _log.warning("checkpoint unreadable, moved to %s (%s)", target, why)
 
     def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         """The whole state at `step` and its meta. Raises UserError if it is of another shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -14,12 +15,11 @@ if TYPE_CHECKING:
 
 
 def describe_compiled(
-    experiment: Experiment, parts: Assembly, compiled: jax.stages.Compiled, seconds: float
+    parts: Assembly, compiled: jax.stages.Compiled, flops: int, seconds: float
 ) -> str:
     """Parameters, mesh, memory and FLOPs of the compiled step, for a person."""
     sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parts.plan.shapes.params)]
     memory = compiled.memory_analysis()
-    flops = 3 * forward_flops(experiment, parts) * experiment.data.batch_size
     mesh = " x ".join(f"{axis}={size}" for axis, size in parts.mesh.shape.items())
     text = f"{sum(sizes):,} parameters on {mesh} ({jax.devices()[0].device_kind}); "
     if memory is not None:
@@ -29,9 +29,13 @@ def describe_compiled(
     return text + f"{flops / 1e9:.1f} GFLOP a step; compiled in {seconds:.1f} s"
 
 
-def forward_flops(experiment: Experiment, parts: Assembly) -> int:
-    """FLOPs of the matrix products of all towers, forward, for one example in training."""
-    return sum(
-        module.flops(parts.example[name].shape[1:], train=True)
+def step_flops(experiment: Experiment, example: Mapping[str, np.ndarray]) -> int:
+    """FLOPs of the matrix products of all towers in one step: forward, and backward twice that.
+
+    example: batch field -> array of the right shape behind the leading axis.
+    """
+    forward = sum(
+        module.flops(example[name].shape[1:], train=True)
         for name, module in experiment.model.items()
     )
+    return 3 * forward * experiment.data.batch_size

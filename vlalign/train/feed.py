@@ -1,78 +1,65 @@
-"""From host batches to the device: placement, counting of bad rows, time spent waiting."""
+"""From host batches to the device: which rows this host makes, their placement, the time waited."""
 
-import collections
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vlalign.errors import UserError
 from vlalign.parallel.mesh import batch_sharding
 
 # Fields that describe rows to people; the device has no use for them.
-HOST_FIELDS = ("index", "problem", "truncated")
+HOST_FIELDS = ("index",)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+    """The rows of a global batch that lie on devices of this process, in rising order."""
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    spans = {(part or (slice(None),))[0].indices(batch_size) for part in parts}
+    return tuple(sorted({row for span in spans for row in range(*span)}))
 
 
 class Feed:
-    """Batches on the mesh, in order, with the account of what was wrong with their rows.
+    """Batches on the mesh, in order.
 
-    problems: kind -> rows of weight 0 so far.   truncated: captions cut.   seen: rows so far.
+    waited: seconds spent waiting for the host's batches so far.
     """
 
     def __init__(
         self,
         batches: Iterator[Mapping[str, np.ndarray]],
         mesh: Mesh,
-        *,
-        kinds: Sequence[str],
-        max_bad_share: float,
+        rows: tuple[int, ...],
+        size: int,
     ):
-        """kinds: names of the problem codes.   max_bad_share: of rows, above which the run stops
-        (looked at after the first 1,000 rows).
-        """
-        self._batches, self._sharding = batches, batch_sharding(mesh)
-        self._kinds, self._limit = kinds, max_bad_share
-        self.problems: collections.Counter[str] = collections.Counter()
-        self.truncated = self.seen = 0
-        self._waited, self._since = 0.0, time.perf_counter()
+        """batches: of this host's `rows` (see `local_rows`).   size: rows of the global batch."""
+        self._batches, self._sharding, self._size = batches, batch_sharding(mesh), size
+        self._place = {row: place for place, row in enumerate(rows)}
+        self.waited = 0.0
+        self._marked, self._since = 0.0, time.perf_counter()
 
     def next(self) -> dict[str, jax.Array]:
-        """The next batch as global arrays. Raises UserError if too many rows are bad."""
+        """The next batch as global arrays."""
         start = time.perf_counter()
         batch = next(self._batches)
-        self._waited += time.perf_counter() - start
-        self._account(batch)
+        self.waited += time.perf_counter() - start
         return {
-            name: jax.make_array_from_process_local_data(self._sharding, array)
-            for name, array in batch.items()
-            if name not in HOST_FIELDS
+            name: self._global(array) for name, array in batch.items() if name not in HOST_FIELDS
         }
+
+    def _global(self, local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            first, stop, _ = (index or (slice(None),))[0].indices(self._size)
+            start = self._place[first]  # a device's rows are neighbours here as they are there
+            return local[start : start + stop - first]
+
+        shape = (self._size, *local.shape[1:])
+        return jax.make_array_from_callback(shape, self._sharding, part)
 
     def wait_share(self) -> float:
         """Share of the time since the last call (or the first batch) spent waiting for data."""
         now = time.perf_counter()
-        share = self._waited / max(now - self._since, 1e-9)
-        self._waited, self._since = 0.0, now
+        share = (self.waited - self._marked) / max(now - self._since, 1e-9)
+        self._marked, self._since = self.waited, now
         return min(share, 1.0)
-
-    def _account(self, batch: Mapping[str, np.ndarray]) -> None:
-        codes = batch["problem"]
-        self.seen += len(codes)
-        self.truncated += int(batch["truncated"].sum())
-        for code, count in zip(*np.unique(codes[codes != 0], return_counts=True), strict=True):
-            self.problems[self._kinds[int(code)]] += int(count)
-        bad = self.problems.total()
-        if self.seen >= 1000 and bad > self._limit * self.seen:
-            raise UserError(
-                f"{bad} of {self.seen} rows could not be used ({self.summary()}), over the limit "
-                f"train.max_bad_share={self._limit}; mend the data or raise the limit"
-            )
-
-    def summary(self) -> str:
-        """`corrupt image: 3, ...`, empty if all is well."""
-        parts = [f"{kind}: {count}" for kind, count in sorted(self.problems.items())]
-        if self.truncated:
-            parts.append(f"captions cut to the context length: {self.truncated}")
-        return ", ".join(parts)

@@ -8,37 +8,49 @@ the data position is the step, so a batch is drawn only for a step that will be 
 from __future__ import annotations
 
 import dataclasses
-import signal
+import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
-from vlalign.data.record import PROBLEMS
+from vlalign.data.pipeline import Batches
 from vlalign.errors import UserError
 from vlalign.evals.base import remember
 from vlalign.evals.embedder import Embedder
 from vlalign.evals.results import flat, read_metrics, write_results
-from vlalign.parallel.rules import check_sharded
+from vlalign.parallel import hosts
+from vlalign.parallel.chips import chip_of
+from vlalign.train.account import Account, Diary
 from vlalign.train.assemble import Assembly, assemble, run_tokenizer, run_tools
-from vlalign.train.checkpoint import Checkpoints, newest_step
-from vlalign.train.describe import describe_compiled
-from vlalign.train.feed import Feed
+from vlalign.train.checkpoint import Checkpoints
+from vlalign.train.feed import Feed, local_rows
 from vlalign.train.metrics import MetricWriter, Progress, clock
+from vlalign.train.programs import Programs
+from vlalign.train.rows import Rows
+from vlalign.train.start import Start, find_start, save_meta
 from vlalign.train.state import TrainState
-from vlalign.train.step import compile_step, make_step
-from vlalign.versions import versions
+from vlalign.train.step import signals
+from vlalign.train.stop import Profile, StopRequest
+from vlalign.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from vlalign.experiment import Experiment
 
+Metrics = dict[str, jax.Array]
+
 
 class Diverged(UserError):
     """Loss or gradient stopped being finite."""
+
+
+class _Rewind(Exception):
+    """The batch of `step` is bad; the newest checkpoint is to be gone back to."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,80 +64,37 @@ class Outcome:
     finished: bool
 
 
-def train(experiment: Experiment, run_dir: Path, *, quiet: bool = False) -> Outcome:
-    """Trains, or goes on training, in `run_dir`.
+def train(
+    experiment: Experiment,
+    run_dir: Path,
+    *,
+    quiet: bool = False,
+    started: float | None = None,
+    profile: tuple[int, int] | None = None,
+) -> Outcome:
+    """Trains, or goes on training, in `run_dir`. All processes of a run call it alike.
 
     Called again after any kind of end it goes on from the newest checkpoint there, to the same
     parameters bit for bit. Raises UserError for bad input, Diverged for a loss that is not finite.
+    started: `time.perf_counter()` when the command began.   profile: (first, last) step of a trace
+    for TensorBoard or Perfetto, written below `run_dir/profile`.
     """
-    started = time.perf_counter()
+    account = Account(started=started)
     run_dir.mkdir(parents=True, exist_ok=True)
-    parts = assemble(experiment, run_tokenizer(experiment, run_dir))
+    with account.spend("tokenizer"):
+        tokenizer = run_tokenizer(experiment, run_dir)
+    with account.spend("plan"):
+        parts = assemble(experiment, tokenizer)
     checkpoints = Checkpoints(
-        run_dir / "checkpoints",
-        keep=experiment.train.keep,
-        keep_every=experiment.train.keep_every,
+        run_dir / "checkpoints", keep=experiment.train.keep, keep_every=experiment.train.keep_every
     )
     try:
         with jax.set_mesh(parts.mesh):
-            state, origin = _start(experiment, parts, checkpoints)
-            loop = _Loop(experiment, run_dir, parts, checkpoints, int(state.step), quiet=quiet)
-            loop.progress.say(origin)
-            try:
-                return loop.run(state, started)
-            finally:
-                loop.writer.close()
+            loop = _Loop(experiment, run_dir, parts, checkpoints, account, quiet=quiet)
+            loop.profile = Profile(run_dir / "profile", profile if hosts.is_main() else None)
+            return loop.run()
     finally:
         checkpoints.close()
-
-
-def _start(
-    experiment: Experiment, parts: Assembly, checkpoints: Checkpoints
-) -> tuple[TrainState, str]:
-    """The state to go on from: own checkpoint, else `init_from`, else the seed."""
-    restored = checkpoints.restore_newest(parts.plan.abstract())
-    if restored is not None:
-        state, meta = restored
-        _check_meta(meta, data_meta(experiment, parts))
-        return state, f"going on from step {int(state.step)} ({checkpoints.directory})"
-    state = parts.plan.create(experiment.seed)
-    check_sharded(state.params, parts.mesh)
-    source = experiment.train.init_from
-    if source is None:
-        return state, f"starting from seed {experiment.seed}"
-    directory = Path(source) / "checkpoints"
-    step = newest_step(directory)
-    if step is None:
-        raise UserError(f"train.init_from={source}: no checkpoint below {directory}")
-    reader = Checkpoints(directory, read_only=True)
-    towers = {name: parts.plan.abstract().params[name] for name in experiment.model}
-    found = reader.restore_part(step, {"params": towers})["params"]
-    reader.close()
-    params = {**state.params, **found}
-    if state.ema is not None:
-        average = jax.tree.map(lambda x: x.copy(), params)
-        state = dataclasses.replace(state, ema=average)
-    origin = f"starting from the parameters of {source}, step {step}"
-    return dataclasses.replace(state, params=params), origin
-
-
-def data_meta(experiment: Experiment, parts: Assembly) -> dict[str, Any]:
-    """What must not change between a checkpoint and the run that goes on from it."""
-    return {
-        "data": experiment.data.fingerprint(),
-        "tokenizer": parts.tokenizer.fingerprint(),
-        "seed": experiment.seed,
-        "batch_size": experiment.data.batch_size,
-    }
-
-
-def _check_meta(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    for name, value in now.items():
-        if saved.get(name) != value:
-            raise UserError(
-                f"the checkpoint was made with another {name} ({saved.get(name)}, now {value}): "
-                "going on would not be the same run; put it back, or use a new --run-dir"
-            )
 
 
 class _Loop:
@@ -137,89 +106,118 @@ class _Loop:
         run_dir: Path,
         parts: Assembly,
         checkpoints: Checkpoints,
-        first: int,
+        account: Account,
         *,
         quiet: bool,
     ):
         self.experiment, self.parts, self.checkpoints = experiment, parts, checkpoints
-        self.config, self.first, self.run_dir = experiment.train, first, run_dir
-        quiet = quiet or jax.process_index() != 0
-        self.progress = Progress(self.config.steps, first, experiment.data.batch_size, quiet=quiet)
-        self.writer = MetricWriter(run_dir, first_step=first)
-        self.evaluated = _evaluated_steps(run_dir)
+        self.config, self.run_dir, self.account = experiment.train, run_dir, account
+        self.quiet = quiet or not hosts.is_main()
+        self.diary = Diary(run_dir, write=hosts.is_main())
+        self.watchdog = Watchdog(self.config.stall_s, hosts.Notes(), hosts.process())
+        self.programs = Programs(experiment, parts)
         self.embedder = Embedder(experiment.model, parts.mesh, self.config.eval_batch_size)
         self.tools = run_tools(experiment, parts.tokenizer)
+        self.profile = Profile(run_dir / "profile", None)
+        self.stop = StopRequest()
         self.prepared: dict[str, Any] = {}
-        self.stop = False
+        self.rewinds = 0
 
-    def run(self, state: TrainState, started: float) -> Outcome:
-        """From `state` to the last step or a signal."""
-        if self.first == self.config.steps and self.first in self.evaluated:
-            self.progress.say(f"all {self.first} steps were done before")
-            return Outcome(self.first, True)
-        compiled = self._compile()
-        batches = self.experiment.data.batches(
-            self.parts.tokenizer,
-            seed=self.experiment.seed,
-            start_step=self.first,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
-        )
-        feed = Feed(
-            batches, self.parts.mesh, kinds=PROBLEMS, max_bad_share=self.config.max_bad_share
-        )
+    def run(self) -> Outcome:
+        """To the last step or a signal, through as many rewinds as are allowed."""
+        with self.watchdog, self.stop:
+            skipped: int | None = None
+            while True:
+                with self.account.spend("restore"):
+                    start = find_start(self.experiment, self.parts, self.checkpoints)
+                if skipped is not None:
+                    start = dataclasses.replace(start, skipped=skipped - start.step)
+                self._begin(start)
+                try:
+                    return self._live(start)
+                except _Rewind as bad:
+                    # The bad batch is number bad.step + skipped; the one after it comes next.
+                    skipped = bad.step + self.skipped + 1
+                    self.rewinds += 1
+                    self.checkpoints.wait()
+                finally:
+                    self.writer.close()
+
+    def _begin(self, start: Start) -> None:
+        """Sets what belongs to the way from one start to its end."""
+        self.first, self.skipped = start.step, start.skipped
+        size = self.experiment.data.batch_size
+        self.progress = Progress(self.config.steps, start.step, size, quiet=self.quiet)
+        self.writer = MetricWriter(self.run_dir, first_step=start.step, write=hosts.is_main())
+        self.evaluated = _evaluated_steps(self.run_dir, start.step)
+        self.rows = Rows(self.config.max_bad_share)
+        self.progress.say(start.origin)
+        if self.rewinds:
+            self.progress.say(f"rewound; batches left out of the data so far: {start.skipped}")
+        facts = {"step": start.step, "skipped": start.skipped, "processes": hosts.processes()}
+        self.diary.note("rewind" if self.rewinds else "start", **facts, **self._spent())
+
+    def _live(self, start: Start) -> Outcome:
+        steps = self.config.steps
+        if start.step == steps and start.step in self.evaluated:
+            self.progress.say(f"all {start.step} steps were done before")
+            return Outcome(start.step, True)
+        self.watchdog.beat(start.step, "compiling", limited=False)
+        with self.account.spend("compile"):
+            for text in self.programs.compile_from(start.step):
+                self.progress.say(text)
+        batches = self._batches(start)
+        rows = local_rows(self.parts.mesh, self.experiment.data.batch_size)
+        feed = Feed(batches, self.parts.mesh, rows, self.experiment.data.batch_size)
         try:
-            with _on_sigterm(self):
-                state = self._steps(state, compiled, feed, started)
-                self._save(state)
-                self.checkpoints.wait()
+            state = self._steps(start.state, feed)
+            self._save(state)
+            self._written()
         finally:
             batches.close()
-        if feed.summary():
-            self.progress.say(f"rows not used as they were, of {feed.seen}: {feed.summary()}")
+            self.profile.close()
+        if self.rows.summary():
+            text = f"rows not used as they were, of {self.rows.seen}: {self.rows.summary()}"
+            self.progress.say(text)
         step = int(state.step)
-        if step < self.config.steps:
+        self.diary.note("end" if step == steps else "stop", step=step, **self._spent())
+        if step < steps:
             self.progress.say(f"stopped by SIGTERM at step {step}, saved; the same command goes on")
-        return Outcome(step, step == self.config.steps)
+        return Outcome(step, step == steps)
 
-    def _compile(self) -> jax.stages.Compiled:
-        start = time.perf_counter()
-        step = make_step(
-            self.experiment.model,
-            self.experiment.objectives,
-            self.experiment.optimizer,
-            self.parts.plan,
+    def _batches(self, start: Start) -> Batches:
+        data = self.experiment.data
+        return data.batches(
+            self.parts.tokenizer,
             seed=self.experiment.seed,
-            steps=self.config.steps,
-            micro_batches=self.config.micro_batches,
-            ema_decay=self.config.ema,
+            start_step=start.step + start.skipped,
+            rows=local_rows(self.parts.mesh, data.batch_size),
         )
-        shapes = self.parts.batch_shapes(self.experiment.data.batch_size)
-        compiled = compile_step(step, self.parts.plan, self.parts.mesh, shapes)
-        seconds = time.perf_counter() - start
-        self.progress.say(describe_compiled(self.experiment, self.parts, compiled, seconds))
-        return compiled
 
-    def _steps(self, state: TrainState, compiled: Any, feed: Feed, started: float) -> TrainState:
-        pending: tuple[int, dict[str, jax.Array]] | None = None
+    def _steps(self, state: TrainState, feed: Feed) -> TrainState:
+        pending: tuple[int, Metrics] | None = None
         for step in range(self.first, self.config.steps):
             if self._due(step):
                 self._settle(pending, feed, state)
                 pending = None
                 self._evaluate(step, state)
-            if self.stop or (step % self.config.save_every == 0 and step > self.first):
+            if self.stop.agreed or (step % self.config.save_every == 0 and step > self.first):
                 self._settle(pending, feed, state)
                 pending = None
                 self._save(state)
-            if self.stop:
+            if self.stop.agreed:
                 return state
-            batch = feed.next()
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = compiled(state, batch, np.int32(step))
+            self.watchdog.beat(step, "waiting for data")
+            with self.account.spend("input"):
+                batch = feed.next()
+            self.watchdog.beat(step, "in the step")
+            with self.account.spend("step"), self.profile.at(step):
+                told = signals(self.parts.mesh, step, stop=self.stop.asked)
+                state, metrics = self.programs.of(batch)(state, batch, told)
+                if step == self.first:
+                    jax.block_until_ready(metrics["loss"])
             if step == self.first:
-                jax.block_until_ready(metrics["loss"])
-                seconds = time.perf_counter() - started
-                self.progress.say(f"first step done {seconds:.1f} s after the start")
+                self._started()
             self._settle(pending, feed, state)
             pending = (step, metrics)
         self._settle(pending, feed, state)
@@ -227,33 +225,64 @@ class _Loop:
             self._evaluate(self.config.steps, state, last=True)
         return state
 
-    def _settle(
-        self, pending: tuple[int, dict[str, jax.Array]] | None, feed: Feed, state: TrainState
-    ) -> None:
+    def _started(self) -> None:
+        seconds = self.account.seconds()
+        self.progress.say(
+            f"first step done {sum(seconds.values()):.1f} s after the start ({self.account.line()})"
+        )
+
+    def _settle(self, pending: tuple[int, Metrics] | None, feed: Feed, state: TrainState) -> None:
         """Fetches, checks and logs the metrics of the step before the one just dispatched."""
         if pending is None:
             return
-        step, metrics = pending
-        if not bool(metrics["ok"]):
-            self._diverged(step, {k: float(v) for k, v in metrics.items()}, state)
+        step, on_device = pending
+        with self.account.spend("step"):
+            metrics = jax.device_get(on_device)
+        self.rows.add(metrics)
+        self.stop.agreed = self.stop.agreed or bool(metrics["stop"])
+        values = {k: float(v) for k, v in metrics.items() if k not in _NOT_LOGGED}
+        if not metrics["ok"]:
+            self._not_finite(step, values, state)
         done = step + 1
         if done % self.config.log_every == 0 or done == self.config.steps:
-            values = {name: float(value) for name, value in metrics.items() if name != "ok"}
-            speed = self.progress.speed(done)
-            values |= {"samples_per_s": speed, "data_wait": feed.wait_share()}
-            values |= {f"rows/{kind}": float(n) for kind, n in feed.problems.items()}
+            values |= self._speed(done, feed)
+            values |= {f"rows/{kind}": float(n) for kind, n in self.rows.problems.items()}
             self.writer.write(done, values)
-            self.progress.line(done, values, speed)
+            self.progress.line(done, values)
+            self.diary.note("time", step=done, **self._spent())
 
-    def _diverged(self, step: int, values: dict[str, float], state: TrainState) -> None:
+    def _speed(self, done: int, feed: Feed) -> dict[str, float]:
+        speed, devices = self.progress.speed(done), self.parts.mesh.size
+        flops = self.programs.flops_of(done - 1) / self.experiment.data.batch_size
+        rate = speed * flops / devices
+        values = {
+            "samples_per_s": speed,
+            "samples_per_s_per_device": speed / devices,
+            "tflops_per_s_per_device": rate / 1e12,
+            "data_wait": feed.wait_share(),
+        }
+        chip = chip_of(jax.devices()[0].device_kind)
+        return values if chip is None else values | {"mfu": rate / chip.peak_flops}
+
+    def _not_finite(self, step: int, values: dict[str, float], state: TrainState) -> None:
+        """Rewinds if that is wanted and allowed, else saves the state before the step and stops."""
+        what = f"loss {values['loss']}, gradient norm {values['grad_norm']} is not finite"
         self.writer.write(step + 1, values)
+        if self.config.on_nan == "rewind" and self.rewinds < self.config.max_rewinds:
+            self.progress.say(f"step {step + 1}: {what}; going back to the newest checkpoint")
+            raise _Rewind(step)
+        advice = (
+            f"after {self.rewinds} rewinds without a checkpoint between them"
+            if self.rewinds
+            else "train.on_nan=rewind would leave out the batches that led here"
+        )
         self._save(state)
-        self.checkpoints.wait()
+        self._written()
+        self.diary.note("diverged", step=step, **self._spent())
         raise Diverged(
-            f"step {step + 1}: loss {values['loss']}, gradient norm {values['grad_norm']} is not "
-            f"finite; the state before it (step {step}) is saved in {self.checkpoints.directory}. "
-            "Lower optimizer.learning_rate or set optimizer.clip_norm, and start a new run with "
-            "train.init_from=RUN"
+            f"step {step + 1}: {what}; the state before it (step {step}) is saved in "
+            f"{self.checkpoints.directory}. Lower optimizer.learning_rate or set "
+            f"optimizer.clip_norm, and start a new run with train.init_from=RUN ({advice})"
         )
 
     def _due(self, step: int) -> bool:
@@ -271,11 +300,13 @@ class _Loop:
         params = state.params if state.ema is None else state.ema
         embed = remember(self.embedder.using(params))
         results = {}
-        for name, evaluator in self._evaluators(step, last=last).items():
-            if name not in self.prepared:
-                self.prepared[name] = evaluator.prepare(self.tools)
-            results[name] = evaluator.evaluate(self.prepared[name], embed)
-        if last:
+        with self.account.spend("evaluation"):
+            for name, evaluator in self._evaluators(step, last=last).items():
+                self.watchdog.beat(step, f"evaluating {name}")
+                if name not in self.prepared:
+                    self.prepared[name] = evaluator.prepare(self.tools)
+                results[name] = evaluator.evaluate(self.prepared[name], embed)
+        if last and hosts.is_main():
             write_results(self.run_dir / "evals.json", step, results)
         values = flat(results)
         seconds = time.perf_counter() - start
@@ -287,29 +318,30 @@ class _Loop:
         self.progress.say(f"eval at step {step} ({clock(seconds)}): {text}")
 
     def _save(self, state: TrainState) -> None:
-        meta = data_meta(self.experiment, self.parts) | {"versions": versions()}
-        position = int(state.step) * self.experiment.data.batch_size
-        self.checkpoints.save(int(state.step), state, meta | {"position": position})
+        step = int(state.step)
+        self.watchdog.beat(step, "saving")
+        start = time.perf_counter()
+        with self.account.spend("checkpoint"):
+            meta = save_meta(self.experiment, self.parts, step, self.skipped)
+            if self.checkpoints.save(step, state, meta) and step > self.first:
+                self.rewinds = 0
+        self.progress.pause(time.perf_counter() - start)
+
+    def _written(self) -> None:
+        with self.account.spend("checkpoint"):
+            self.checkpoints.wait()
+
+    def _spent(self) -> dict[str, dict[str, float]]:
+        return {"seconds": {k: round(v, 3) for k, v in self.account.seconds().items()}}
 
 
-def _evaluated_steps(run_dir: Path) -> set[int]:
-    rows = read_metrics(run_dir / "metrics.jsonl")
-    return {int(row["step"]) for row in rows if any(name.startswith("eval/") for name in row)}
+# What of a step's metrics the loop reads itself.
+_NOT_LOGGED = ("ok", "stop", "problems", "truncated")
 
 
-@contextmanager
-def _on_sigterm(loop: _Loop) -> Iterator[None]:
-    """While inside, SIGTERM asks the loop to save and stop at the next step."""
-
-    def ask(number: int, frame: Any) -> None:
-        loop.stop = True
-
-    try:
-        old = signal.signal(signal.SIGTERM, ask)
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
+def _evaluated_steps(run_dir: Path, first: int) -> set[int]:
+    """Steps up to `first` whose evaluations are written: as process 0 sees it, for all alike."""
+    rows = read_metrics(run_dir / "metrics.jsonl") if hosts.is_main() else []
+    steps = {int(row["step"]) for row in rows if any(name.startswith("eval/") for name in row)}
+    known = json.loads(hosts.broadcast_text(json.dumps(sorted(steps))))
+    return {step for step in known if step <= first}

@@ -23,26 +23,34 @@ class MetricWriter:
     as that of a run that was never stopped.
     """
 
-    def __init__(self, run_dir: Path, *, first_step: int):
-        """run_dir: exists.   first_step: rows of later steps are dropped."""
+    def __init__(self, run_dir: Path, *, first_step: int, write: bool = True):
+        """run_dir: exists.   first_step: rows of later steps are dropped.   write: False on all
+        hosts but one: nothing is touched.
+        """
         self.path = run_dir / "metrics.jsonl"
-        _drop_after(self.path, first_step)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self._write = write
+        if write:
+            _drop_after(self.path, first_step)
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row. Non-finite numbers are written as null: JSON has no other word for them."""
+        if not self._write:
+            return
         clean = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         row = {"step": step, "time": round(time.time(), 3), **clean}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for name, value in clean.items():
+            if value is not None:
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes both."""
-        self._file.close()
-        self._board.close()
+        if self._write:
+            self._file.close()
+            self._board.close()
 
 
 def _drop_after(path: Path, step: int) -> None:
@@ -86,13 +94,18 @@ class Progress:
         done = max(step - self._start_step, 1)
         return (time.perf_counter() - self._start) / done * (self.steps - step)
 
-    def line(self, step: int, values: Mapping[str, float], speed: float) -> None:
+    def line(self, step: int, values: Mapping[str, float]) -> None:
         """Prints one line of progress; where the data is late, also by how much."""
-        wait = values.get("data_wait", 0.0)
+        wait = values["data_wait"]
         late = f"  waiting for data {wait:.0%} of the time" if wait > _LATE else ""
+        speed = f"{values['samples_per_s']:,.0f} samples/s"
+        if values["samples_per_s_per_device"] != values["samples_per_s"]:
+            speed += f" ({values['samples_per_s_per_device']:,.1f} a device)"
+        if "mfu" in values:
+            speed += f"  MFU {values['mfu']:.1%}"
         self.console.print(
             f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.4f}  "
-            f"{speed:,.0f} samples/s  ETA {clock(self.eta(step))}{late}"
+            f"{speed}  ETA {clock(self.eta(step))}{late}"
         )
 
     def say(self, text: str) -> None:

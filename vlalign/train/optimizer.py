@@ -42,7 +42,9 @@ class Optimizer:
     learning_rate: peak.   schedule: its course.   b1, b2, epsilon: of the moments.
     weight_decay: decoupled, times the learning rate.   clip_norm: of the global gradient norm;
     None: no clipping.   groups: exceptions by path; the first that matches counts, and each must
-    match something.
+    match something.   moment_dtype: in which the first moment (the momentum) is stored between
+    steps. A step reads it as float32, computes moment and update in float32, and rounds what it
+    stores; the second moment is always float32.
     """
 
     kind: Literal["adamw", "lion", "sgd", "muon"] = "adamw"
@@ -54,6 +56,7 @@ class Optimizer:
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
     groups: tuple[Group, ...] = ()
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def group_of(self, paths: list[str]) -> dict[str, Group]:
         """Path -> its group. Raises UserError for a group that matches nothing."""
@@ -118,25 +121,50 @@ class Optimizer:
         return optax.chain(*chain)
 
     def _moments(self, names: Mapping[str, tuple[str | None, ...]]) -> optax.GradientTransformation:
+        def adam() -> optax.GradientTransformation:
+            return stored(optax.scale_by_adam(self.b1, self.b2, self.epsilon), self.moment_dtype)
+
         if self.kind == "muon":
-            adam = optax.scale_by_adam(self.b1, self.b2, self.epsilon)
             return optax.partition(
-                {"matrix": muon(names, self.b1), "rest": adam},
+                {"matrix": muon(names, self.b1, self.moment_dtype), "rest": adam()},
                 lambda tree: jax.tree_util.tree_map_with_path(
                     lambda path, _: "matrix" if _sides(names[path_str(path)]) else "rest", tree
                 ),
             )
         if self.kind == "adamw":
-            return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
+            return adam()
         if self.kind == "lion":
-            return optax.scale_by_lion(self.b1, self.b2)
-        return optax.trace(self.b1)
+            return stored(optax.scale_by_lion(self.b1, self.b2), self.moment_dtype)
+        return stored(optax.trace(self.b1), self.moment_dtype)
 
 
-def muon(names: Mapping[str, tuple[str | None, ...]], beta: float) -> optax.GradientTransformation:
+def stored(tx: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """`tx` with its first moment (its state's `mu` or `trace`) kept in `dtype` between updates.
+
+    optax's own `mu_dtype` multiplies the stored moment by its decay before it widens it.
+    """
+
+    def cast(state: Any, dtype: str) -> Any:
+        name = "trace" if isinstance(state, optax.TraceState) else "mu"
+        return state._replace(**{name: optax.tree.cast(getattr(state, name), dtype)})
+
+    def init(params: Any) -> Any:
+        return cast(tx.init(params), dtype)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = tx.update(updates, cast(state, "float32"), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
+
+
+def muon(
+    names: Mapping[str, tuple[str | None, ...]], beta: float, dtype: str
+) -> optax.GradientTransformation:
     """Orthogonalised momentum of matrices, each update with the root mean square 0.2 of Adam's.
 
     names: parameter path -> axis names, from which each matrix's inputs and outputs follow.
+    dtype: of the stored momentum.
     """
 
     def dimensions(tree: Any) -> Any:
@@ -159,7 +187,7 @@ def muon(names: Mapping[str, tuple[str | None, ...]], beta: float) -> optax.Grad
         return jax.tree_util.tree_map_with_path(one, updates)
 
     momentum = optax.contrib.scale_by_muon(beta=beta, weight_dimension_numbers=dimensions)
-    return optax.chain(momentum, optax.stateless(rescale))
+    return optax.chain(stored(momentum, dtype), optax.stateless(rescale))
 
 
 # Matrices side by side in one array, each orthogonalised on its own.

@@ -6,16 +6,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vlalign.objectives.base import Arrays, Objective
 from vlalign.objectives.total import total_loss
 from vlalign.parallel.mesh import batch_sharding, replicated
 from vlalign.train.optimizer import Optimizer, merge, split
+from vlalign.train.rows import count_rows
 from vlalign.train.state import Blueprint, TrainState
 
-Step = Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Arrays]]
+Step = Callable[[TrainState, Arrays, Arrays], tuple[TrainState, Arrays]]
+
+# Fields about rows, which the towers have no use for.
+_ACCOUNT = ("problem", "truncated")
 
 
 def make_step(
@@ -29,14 +34,17 @@ def make_step(
     micro_batches: int,
     ema_decay: float | None,
 ) -> Step:
-    """The pure function (state, batch, number) -> (state', metrics).
+    """The pure function (state, batch, signals) -> (state', metrics).
 
-    number: () int32, the step this batch belongs to. If it is not the state's own step, or loss or
-    gradient are not finite, the state comes back as it was: after a bad step the ones already on
-    their way change nothing, and what is saved is the last good state. metrics["ok"] says so.
+    signals: see `signals`. If "number" is not the state's own step, or loss or gradient are not
+    finite, the state comes back as it was: after a bad step the ones already on their way change
+    nothing, and what is saved is the last good state. metrics["ok"] says so; metrics["stop"] tells
+    all hosts at the same step that one of them was asked to stop.
     """
 
-    def step(state: TrainState, batch: Arrays, number: jax.Array) -> tuple[TrainState, Arrays]:
+    def step(state: TrainState, batch: Arrays, signals: Arrays) -> tuple[TrainState, Arrays]:
+        account = count_rows(batch)
+        batch = {name: x for name, x in batch.items() if name not in _ACCOUNT}
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         trained, frozen = split(state.params, plan.trainable)
 
@@ -55,27 +63,43 @@ def make_step(
         (loss, (metrics, memory)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its counters with floats
             updates, opt_state = plan.tx.update(grads, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
-        params = merge(trained, frozen)
-        own = params["objectives"]
-        own = {name: objective.finish(own[name]) for name, objective in objectives.items()}
-        params = {**params, "objectives": own}
+        params = _finished(merge(optax.apply_updates(trained, updates), frozen), objectives)
         ema = _average(state.ema, params, state.step, ema_decay)
         new = TrainState(state.step + 1, params, opt_state, memory, ema)
         grad_norm = optax.tree.norm(grads)
-        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (number == state.step)
-        metrics = metrics | {
+        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (signals["number"] == state.step)
+        metrics |= account | {
             "loss": loss,
             "grad_norm": grad_norm,
             "update_norm": optax.tree.norm(updates),
             "learning_rate": optimizer.rate(state.step, steps),
             "examples": jnp.sum((batch["weight"] > 0).astype(jnp.float32)),
             "ok": ok,
+            "stop": jnp.any(signals["stop"]),
         }
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
         return new, metrics
 
     return step
+
+
+def _finished(params: Any, objectives: Mapping[str, Objective]) -> Any:
+    own = params["objectives"]
+    own = {name: objective.finish(own[name]) for name, objective in objectives.items()}
+    return {**params, "objectives": own}
+
+
+def signals(mesh: Mesh, number: int, *, stop: bool = False) -> Arrays:
+    """What the step is told beside its batch.
+
+    number: of the step that the batch belongs to -> "number" () int32.
+    stop: whether this host was asked to stop -> "stop" (devices,) bool, a part from each device.
+    """
+    own = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    everyone = np.full(mesh.size, stop)
+    asked = jax.make_array_from_callback(everyone.shape, own, everyone.__getitem__)
+    step = jax.make_array_from_callback((), replicated(mesh), lambda _: np.int32(number))
+    return {"number": step, "stop": asked}
 
 
 def _average(ema: Any, params: Any, step: jax.Array, decay: float | None) -> Any:
@@ -92,7 +116,8 @@ def compile_step(
 ) -> jax.stages.Compiled:
     """The step compiled for a mesh: the state donated, all shardings pinned.
 
-    batch: field -> shape and dtype of the global batch. Call the result within `jax.set_mesh`.
+    batch: field -> shape and dtype of the global batch. Call the result with the state, a batch and
+    `signals`, within `jax.set_mesh`.
     """
     rows = batch_sharding(mesh)
     fields = {
@@ -100,7 +125,11 @@ def compile_step(
         for name, spec in batch.items()
     }
     whole = replicated(mesh)
-    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    own = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    told = {
+        "number": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        "stop": jax.ShapeDtypeStruct((mesh.size,), jnp.bool_, sharding=own),
+    }
     with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=(0,), out_shardings=(plan.shardings, whole))
-        return jitted.lower(plan.abstract(), fields, number).compile()
+        return jitted.lower(plan.abstract(), fields, told).compile()
