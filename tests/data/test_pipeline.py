@@ -391,7 +391,11 @@ def test_sizes_change_the_pictures_from_their_step_on(source: MakeSource) -> Non
 
 @pytest.mark.parametrize(
     ("sizes", "says"),
-    [(((3, 8), (3, 16)), "steps rising"), (((-1, 8),), "steps rising"), (((5, 8), (2, 16)), "rising")],
+    [
+        (((3, 8), (3, 16)), "steps rising"),
+        (((-1, 8),), "steps rising"),
+        (((5, 8), (2, 16)), "rising"),
+    ],
 )
 def test_sizes_out_of_order_are_named(
     sizes: tuple[tuple[int, int], ...], says: str, source: MakeSource

@@ -95,4 +95,5 @@ def _ways(events: Sequence[Event]) -> list[list[Event]]:
 def _between(first: Event, last: Event) -> dict[str, float]:
     """Account -> seconds from one event to a later one of the same process."""
     names = dict.fromkeys([*_LOOP, *last["seconds"]])
-    return {name: last["seconds"].get(name, 0.0) - first["seconds"].get(name, 0.0) for name in names}
+    before, after = first["seconds"], last["seconds"]
+    return {name: after.get(name, 0.0) - before.get(name, 0.0) for name in names}

@@ -20,7 +20,7 @@ class Train:
       checkpoint and leave out the batches from there to the bad one.
     max_rewinds: without a new checkpoint between them; one more stops the run.
     stall_s: seconds without a sign of the loop after which the watchdog says which host is behind;
-      after as long again it ends the process. Longer than an evaluation or a save; compiling is free.
+      after as long again it ends the process. Longer than an evaluation or a save takes.
     eval_batch_size: rows encoded at once in evaluation.
     """
 
