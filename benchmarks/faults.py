@@ -256,6 +256,7 @@ def soak(folder: Path, args: argparse.Namespace) -> tuple[list[Strike], int, lis
             if struck is not None:
                 strikes.append(struck)
                 report(struck, len(strikes), args.kills, began)
+                write(args.out, strikes, equal, lost)
                 if struck.problem:
                     lost.append(f"{fault}: {struck.problem}")
                 continue
@@ -264,12 +265,21 @@ def soak(folder: Path, args: argparse.Namespace) -> tuple[list[Strike], int, lis
         equal += not found
         lost += [f"{run.run_dir.name}: {text}" for text in found[:5]]
         print(f"{run.run_dir.name} has ended: {found[:5] or 'equal to the bit'}", flush=True)
+        write(args.out, strikes, equal, lost)
         if over:
             return strikes, equal, lost
         if not found:
             shutil.rmtree(run.run_dir)
         number += 1
         run = Run(folder / f"run{number}", args.processes, args.steps)
+
+
+def write(path: Path | None, strikes: list[Strike], equal: int, lost: list[str]) -> None:
+    """What was found so far, as JSON: a soak of hours may itself be stopped."""
+    if path is not None:
+        facts = {"command": "python " + " ".join(sys.argv), "equal": equal, "lost": lost}
+        rows = [dataclasses.asdict(struck) for struck in strikes]
+        path.write_text(json.dumps(facts | {"strikes": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def report(struck: Strike, done: int, of: int, began: float) -> None:
@@ -305,10 +315,6 @@ def main() -> int:
         ended = [struck.ended for struck in by_fault[fault]]
         print(f"{fault:<10} {len(ended):>6}  {statistics.median(ended) if ended else 0:.1f}")
     print(f"{len(strikes)} faults, {equal} runs ended equal to the bit, lost: {lost or 'nothing'}")
-    if args.out is not None:
-        facts = {"command": "python " + " ".join(sys.argv), "equal": equal, "lost": lost}
-        facts["strikes"] = [dataclasses.asdict(struck) for struck in strikes]
-        args.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return int(bool(lost))
 
 

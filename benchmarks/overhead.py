@@ -101,7 +101,7 @@ def restart(cache: Path, folder: Path, *, keep: bool) -> dict[str, float]:
     line = [sys.executable, "-m", "vlalign", "train", "emoji_clip", "--run-dir", str(folder)]
     for setting in ("train.steps=400", "train.save_every=3", "train.log_every=1"):
         line += ["--set", setting]
-    switch = {"JAX_ENABLE_COMPILATION_CACHE": str(int(keep)), "XDG_CACHE_HOME": str(cache)}
+    switch = {"JAX_ENABLE_COMPILATION_CACHE": str(int(keep)), "VLALIGN_CACHE": str(cache)}
     for _ in range(2):
         before = newest_step(folder / "checkpoints") or 0
         process = subprocess.Popen(line, env=os.environ | switch, stdout=subprocess.DEVNULL)

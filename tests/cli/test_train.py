@@ -9,6 +9,7 @@ import pytest
 
 from vlalign import cli
 from vlalign.cli._configs import shipped_configs
+from vlalign.data.formats.webdataset import WebDatasetSource
 from vlalign.data.images import ImageView
 from vlalign.experiment import Experiment, load_config
 from vlalign.train.assemble import assemble
@@ -35,11 +36,13 @@ def test_shipped_configurations_fit_together(name: str) -> None:
     experiment = load_config(shipped_configs()[name])
     assert isinstance(experiment, Experiment)
     assert experiment.name == name
+    assert f"vlalign train {name}" in (sys.modules[name].__doc__ or "")
+    if isinstance(experiment.data.source, WebDatasetSource):
+        return  # its data does not come with vlalign; tests/plan compiles what can be without
     parts = assemble(experiment, experiment.data.fit_tokenizer())
     view = experiment.data.views["image"]
     assert isinstance(view, ImageView)
     assert parts.example["image"].shape[1:] == (view.size, view.size, 3)
-    assert f"vlalign train {name}" in (sys.modules[name].__doc__ or "")
 
 
 @pytest.mark.parametrize(
@@ -73,11 +76,10 @@ def test_show_prints_tree_parameters_and_flops(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same() -> None:
-    command = [sys.executable, "benchmarks/kills.py", "--kills", "2", "--steps", "12"]
-    small = [*SETS, "--set", "evals.retrieval_seen.every=0", "--set", "train.eval_batch_size=64"]
-    done = subprocess.run([*command, *small], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "benchmarks/faults.py", "--kills", "2", "--steps", "12"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ", 0 differ" in done.stdout
+    assert "lost: nothing" in done.stdout
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ def test_the_plan_of_a_step(sharded: Experiment) -> None:
     assert abs(found.memory.optimizer - 2 * found.memory.parameters) < 64
     assert found.memory.peak >= found.memory.parameters + found.memory.optimizer
     assert found.memory.temporary > 0
+    assert found.memory.allocated >= found.memory.peak
     forward = sum(
         module.flops(parts.example[name].shape[1:], train=True)
         for name, module in sharded.model.items()
@@ -201,7 +202,7 @@ def fake(experiment: Experiment, *, peak: float, seconds: float, limit: float = 
     sizes = int(peak * GIB), int(limit * GIB)
     if peak > limit:
         return Plan(**facts, needed=sizes[0], limit=sizes[1])  # type: ignore[arg-type]
-    memory = Memory(GIB, GIB, 0, 0, sizes[0] - 2 * GIB, 0, sizes[0], sizes[1])
+    memory = Memory(GIB, GIB, 0, 0, sizes[0] - 2 * GIB, 0, sizes[0], sizes[0], sizes[1])
     time = Time(0.0, 0.0, 0.0, 0.0, seconds, seconds)
     found = Estimate(memory, 1e12, 1e12, 0, (), time, (), 1.0)
     return Plan(**facts, estimate=found)  # type: ignore[arg-type]

@@ -1,8 +1,5 @@
 """What is said to jax before it looks at its devices."""
 
-import os
-from pathlib import Path
-
 from vlalign.errors import UserError
 
 
@@ -19,12 +16,13 @@ def simulate(devices: int | None) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Compiled programs are kept between runs, in $XDG_CACHE_HOME/vlalign/programs.
+    """Compiled programs are kept between runs, in the folder `programs` of vlalign's cache.
 
     JAX_COMPILATION_CACHE_DIR names another place; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
     """
     import jax
 
+    from vlalign.data.storage import cache_folder
+
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "vlalign" / "programs"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlalign.cli._devices import keep_compiled_programs
+
 if TYPE_CHECKING:
     from vlalign.runs import Run
 
@@ -28,6 +30,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_argument(args: argparse.Namespace) -> "Run":
     """The run that the arguments name."""
+    keep_compiled_programs()
     from vlalign.runs import open_run
 
     if args.allow_modules:

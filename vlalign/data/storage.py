@@ -260,7 +260,10 @@ def _write_local(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where indexes go that cannot stand beside their data: $VLALIGN_CACHE or ~/.cache/vlalign."""
+    """What may be made again: indexes that cannot stand beside their data, plans, programs.
+
+    $VLALIGN_CACHE, or ~/.cache/vlalign.
+    """
     named = os.environ.get("VLALIGN_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(named or os.path.join(base, "vlalign"))

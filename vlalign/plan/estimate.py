@@ -32,7 +32,12 @@ DATA_CENTRE = 6.25e9
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. `temporary` is activations, gradients and what the compiler copies."""
+    """Bytes of one device.
+
+    temporary: activations, gradients and copies, at the fullest moment.   peak: of all, then.
+    allocated: what the program's buffers span, gaps between them included; more than is alive at
+    any moment, and not less than what it will take.
+    """
 
     parameters: int
     optimizer: int
@@ -41,6 +46,7 @@ class Memory:
     temporary: int
     program: int
     peak: int
+    allocated: int
     limit: int | None
 
 
@@ -111,7 +117,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits the chip; None if its memory is not known."""
+        """Whether it fits the chip (a TPU's compiler has refused what does not); None: not known."""
         return None if self.memory.limit is None else self.memory.peak <= self.memory.limit
 
     @property
@@ -146,17 +152,19 @@ def _memory(step: Step, chip: Chip | None) -> Memory:
     parameters = device_bytes(shapes.params, shardings.params)
     optimizer = device_bytes(shapes.opt_state, shardings.opt_state)
     state = device_bytes(shapes, shardings)
-    own = found.argument_size_in_bytes + found.temp_size_in_bytes
-    own += found.output_size_in_bytes - found.alias_size_in_bytes
-    own += found.generated_code_size_in_bytes
+    given, program = found.argument_size_in_bytes, found.generated_code_size_in_bytes
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    allocated = given + results + found.temp_size_in_bytes + program
+    alive = found.peak_memory_in_bytes or allocated - program
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
         other_state=state - parameters - optimizer,
-        batch=max(0, found.argument_size_in_bytes - state),
-        temporary=found.temp_size_in_bytes,
-        program=found.generated_code_size_in_bytes,
-        peak=max(own, getattr(found, "peak_memory_in_bytes", 0)),
+        batch=max(0, given - state),
+        temporary=max(0, alive - given),
+        program=program,
+        peak=alive + program,
+        allocated=max(allocated, alive + program),
         limit=chip.memory if chip else None,
     )
 

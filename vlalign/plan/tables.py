@@ -49,6 +49,8 @@ def row(plan: Plan) -> tuple[str, ...]:
     """A line of the comparison, as `HEAD` names it."""
     needed, limit = memory_of(plan)
     fits = {True: "yes", False: "NO", None: "?"}[plan.fits]
+    if plan.fits and plan.estimate and plan.estimate.memory.allocated > limit:
+        fits = "tight"
     return (
         plan.target,
         f"{plan.batch:,}",
@@ -123,10 +125,11 @@ def _memory(found: Estimate) -> list[str]:
         ("activations, gradients, copies", memory.temporary),
         ("program", memory.program),
     ]
-    whole = f"{gib(memory.limit)} GiB there" if memory.limit else "limit not known"
+    limit = f"{gib(memory.limit)} GiB there" if memory.limit else "limit not known"
     lines = [("memory of a chip", "GiB"), *((f"  {name}", gib(size, 3)) for name, size in rows)]
     lines.append(("  peak, with padding of layouts", gib(memory.peak, 3)))
-    return [*aligned(lines).split("\n"), f"  {whole}"]
+    lines.append(("  buffers with the gaps between them", gib(memory.allocated, 3)))
+    return [*aligned(lines).split("\n"), f"  {limit}"]
 
 
 def _work(plan: Plan, found: Estimate) -> list[str]:
