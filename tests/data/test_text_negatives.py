@@ -132,6 +132,7 @@ def test_lists() -> None:
     ["a red car on a blue house ", "x", ".", "a'", "the ", "running ", "not ", "red ", "on ", "\n"],
 )
 def test_bounded_time(rule: str, text: str) -> None:
-    start = time.perf_counter()
+    # Milliseconds where the work grows with the length, minutes where it grows with its square.
+    start = time.process_time()
     negative((text * 65_537)[:65_537], rule, np.random.default_rng(0))
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 20

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlalign.encoders.layers import Activation, Dtype, LayerNorm, Linear, Mlp, attend, named
+from vlalign.encoders.layers import Activation, Dtype, LayerNorm, Linear, Mlp, Parts, attend, named
 
 
 def mean_pool(tokens_bld: jax.Array, mask_bl: jax.Array) -> jax.Array:
@@ -38,15 +38,14 @@ class MapHead(nn.Module):
     @nn.compact
     def __call__(self, tokens_bld: jax.Array, mask_bl: jax.Array) -> jax.Array:
         """tokens_bld: (b, l, d); mask_bl: (b, l) -> (b, d)."""
-        b, l, d = tokens_bld.shape
+        b, _, d = tokens_bld.shape
         h, k = self.heads, d // self.heads
         init = named(nn.initializers.xavier_uniform(), None, "embed")
         probe = self.param("probe", init, (1, d), jnp.float32)
         to_q = ("embed", "heads", "head_dim")
         q = Linear((d,), (h, k), to_q, dtype=self.dtype, name="query")(probe)
         to_kv = ("embed", "qkv", "heads", "head_dim")
-        kv = Linear((d,), (2, h, k), to_kv, dtype=self.dtype, name="kv")(tokens_bld.reshape(-1, d))
-        key, value = (x[:, :, 0] for x in jax.lax.split(kv.reshape(b, l, 2, h, k), (1, 1), axis=2))
+        key, value = Parts((d,), (2, h, k), to_kv, dtype=self.dtype, name="kv")(tokens_bld)
         q = jnp.broadcast_to(q[None], (b, 1, h, k))
         y = attend(q, key, value, mask_bl[:, None, None, :])
         back = ("heads", "head_dim", "embed")

@@ -35,8 +35,8 @@ class Memory:
     """Bytes of one device.
 
     temporary: activations, gradients and copies, at the fullest moment.   peak: of all, then.
-    allocated: what the program's buffers span, gaps between them included; more than is alive at
-    any moment, and not less than what it will take.
+    allocated: what the program's buffers span, gaps between them included: what it takes on a chip
+    is between the peak and this.
     """
 
     parameters: int
@@ -117,7 +117,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits the chip (a TPU's compiler has refused what does not); None: not known."""
+        """Whether it fits the chip (a TPU's compiler refuses what does not); None: not known."""
         return None if self.memory.limit is None else self.memory.peak <= self.memory.limit
 
     @property
