@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "plan.json"
 IMAGES = ROOT / "docs" / "images"
 BATCH = 32_768
-# Configuration, topology, overrides: what fits 32,768 there, found by `vlalign plan --search`.
+# Configuration, topology, overrides with which 32,768 should fit (`vlalign plan --search`).
 PODS = (
     ("siglip_b16", "v5e:16x16", ("remat=dots",)),
     ("siglip_b16", "v5p:4x4x8", ("remat=dots",)),
@@ -97,7 +97,10 @@ def _write_docs(plans: dict[str, Plan]) -> None:
     chips = sorted(chips, key=lambda plan: plan.devices)
     path = ROOT / "docs" / "scaling.md"
     text = path.read_text(encoding="utf-8")
-    for name, body in (("pods", _pods(pods)), ("chips", _chips(chips)), ("time", _time(pods))):
+    pictured = "\n\n![step, memory and bytes sent of each](images/plan.png)"
+    sent = "\n\n![bytes sent by a chip](images/scaling.png)"
+    bodies = {"pods": _pods(pods), "time": _time(pods) + pictured, "chips": _chips(chips) + sent}
+    for name, body in bodies.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, rest = text.split(begin)
         text = before + begin + body + "\n" + end + rest.split(end)[1]
