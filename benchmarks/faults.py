@@ -25,7 +25,6 @@ import json
 import logging
 import os
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -50,7 +49,7 @@ CONFIG = Path(__file__).with_name("_faults_config.py")
 FAULTS = ("kill one", "kill all", "preempt", "truncate", "delete", "full disk", "stall")
 # How often each is drawn; kills are what machines do most.
 WEIGHTS = (8, 6, 3, 2, 2, 1, 1)
-FULL = 24 * 1024
+FULL_KIB = 24
 PATIENCE = 240.0  # seconds within which processes must end by themselves
 
 
@@ -90,10 +89,8 @@ class Run:
         for number in range(self.count):
             own = ["--process-id", str(number)] if self.count > 1 else []
             log = (self.run_dir.parent / f"{self.run_dir.name}-{number}.log").open("wb")
-            limit = (
-                (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, FULL))) if full else None
-            )
-            process = subprocess.Popen(line + own, stdout=log, stderr=log, preexec_fn=limit)
+            limit = ["bash", "-c", f'ulimit -f {FULL_KIB}; exec "$@"', "-"] if full else []
+            process = subprocess.Popen([*limit, *line, *own], stdout=log, stderr=log)
             self.processes.append(process)
             log.close()
 
@@ -239,11 +236,14 @@ def soak(folder: Path, args: argparse.Namespace) -> tuple[list[Strike], int, lis
     """All faults; the strikes, how many runs ended equal, and what was lost."""
     draw = random.Random(args.seed)
     alone = Run(folder / "alone", args.processes, args.steps)
-    began = time.monotonic()
-    if problem := to_the_end(alone):
-        raise SystemExit(f"the run left alone failed: {problem}")
-    life = time.monotonic() - began
-    print(f"left alone: {life:.1f} s", flush=True)
+    for run in (alone, Run(folder / "again", args.processes, args.steps)):
+        began = time.monotonic()
+        if problem := to_the_end(run):
+            raise SystemExit(f"the run left alone failed: {problem}")
+        life = time.monotonic() - began  # of the second: its programs are kept, as in restarts
+        print(f"left alone: {life:.1f} s", flush=True)
+    if found := differences(alone.run_dir, run.run_dir, args.steps):
+        raise SystemExit(f"two runs left alone differ: {found}")
     strikes: list[Strike] = []
     lost: list[str] = []
     equal = number = 0

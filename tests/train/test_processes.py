@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.slow
 Make = Callable[..., Experiment]
 Launch = Callable[..., "list[subprocess.Popen[str]]"]
 PROGRAM = Path(__file__).with_name("_one_process.py")
+GLOO = re.compile(r"\[Gloo\]|peer ranks|^\s*$")
 MESH = MeshSpec(data=2, fsdp=2, devices=4)
 
 
@@ -94,8 +96,8 @@ def finished(processes: "list[subprocess.Popen[str]]") -> list[str]:
     """What each printed; all must have ended well."""
     results = ends(processes)
     assert [code for code, _, _ in results] == [0] * len(results), results
-    # gloo itself tells of its connections, whoever prints.
-    return ["".join(s for s in out.splitlines(True) if "[Gloo]" not in s) for _, out, _ in results]
+    # gloo's threads tell of their connections, whoever prints, and break each other's lines.
+    return ["".join(s for s in out.splitlines(True) if not GLOO.search(s)) for _, out, _ in results]
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
