@@ -44,6 +44,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
         experiment: Experiment, run_dir: Path, *, processes: int, devices: int
     ) -> list[subprocess.Popen[str]]:
         config = tmp_path / "config.txt"
+        kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "PYTHONUNBUFFERED": "1"}
         config.write_text(tree.dumps(experiment))
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -68,7 +69,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                env=os.environ | kept,
             )
             for number in range(processes)
         ]
