@@ -131,7 +131,9 @@ for ((attempt = 0; ; attempt++)); do
     exit 143
   fi
   ((code != 0)) || exit 0
-  ((code != 2)) || exit 2 # wrong input: it would be wrong again
+  case $code in # wrong input, or no such command: it would be so again
+    2 | 126 | 127) exit "$code" ;;
+  esac
   if ((attempt >= RESTARTS)); then
     echo "local.sh: a process ended with exit code $code; no restart is left" >&2
     exit "$code"
