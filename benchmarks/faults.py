@@ -252,7 +252,9 @@ def soak(folder: Path, args: argparse.Namespace) -> tuple[list[Strike], int, lis
         over = len(strikes) >= args.kills
         if not over:
             fault = draw.choices(FAULTS, WEIGHTS)[0]
-            struck = strike(run, fault, draw.uniform(0.0, 1.1 * life), draw)
+            fresh = newest_step(run.run_dir / "checkpoints") is None
+            started = time.monotonic()
+            struck = strike(run, fault, draw.uniform(0.0, life), draw)
             if struck is not None:
                 strikes.append(struck)
                 report(struck, len(strikes), args.kills, began)
@@ -260,6 +262,8 @@ def soak(folder: Path, args: argparse.Namespace) -> tuple[list[Strike], int, lis
                 if struck.problem:
                     lost.append(f"{fault}: {struck.problem}")
                 continue
+            if fresh:  # a machine that has become quieter is struck sooner
+                life = min(life, time.monotonic() - started)
         problem = to_the_end(run)
         found = [problem] if problem else differences(alone.run_dir, run.run_dir, args.steps)
         equal += not found
