@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlalign import cli
+from vlalign import cli, tree
 from vlalign.cli._configs import shipped_configs
 from vlalign.data.formats.webdataset import WebDatasetSource
 from vlalign.data.images import ImageView
@@ -15,6 +15,7 @@ from vlalign.experiment import Experiment, load_config
 from vlalign.train.assemble import assemble
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The shipped model made small enough to compile and step in a few seconds.
 SMALL = (
     *("model.image.width=32", "model.image.depth=1", "model.image.heads=2"),
@@ -72,6 +73,16 @@ def test_show_prints_tree_parameters_and_flops(capsys: pytest.CaptureFixture[str
     assert "model.image = @vlalign.encoders.vit:ViT" in out
     assert re.search(KERNEL, out)
     assert "MFLOP forward" in out
+
+
+def test_the_readmes_meshes_fit_the_default_configuration() -> None:
+    lines = re.findall(r"^vlalign (?:train|show) (.*--set mesh[^#]*)", README, re.MULTILINE)
+    assert len(lines) == 4
+    base = load_config(shipped_configs()["emoji_clip"])
+    tokenizer = base.data.fit_tokenizer()
+    for line in lines:
+        changed = tree.override(base, re.findall(r"--set (\S+)", line))
+        assert assemble(changed, tokenizer).mesh.size == 8
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from vlalign.data.pipeline import Batches
 from vlalign.errors import UserError
 from vlalign.evals.base import remember
 from vlalign.evals.embedder import Embedder
@@ -90,9 +89,10 @@ def train(
     )
     try:
         with jax.set_mesh(parts.mesh):
-            loop = _Loop(experiment, run_dir, parts, checkpoints, account, quiet=quiet)
-            loop.profile = Profile(run_dir / "profile", profile if hosts.is_main() else None)
-            return loop.run()
+            record = Profile(run_dir / "profile", profile if hosts.is_main() else None)
+            return _Loop(
+                experiment, run_dir, parts, checkpoints, account, record, quiet=quiet
+            ).run()
     finally:
         checkpoints.close()
 
@@ -107,6 +107,7 @@ class _Loop:
         parts: Assembly,
         checkpoints: Checkpoints,
         account: Account,
+        profile: Profile,
         *,
         quiet: bool,
     ):
@@ -118,7 +119,7 @@ class _Loop:
         self.programs = Programs(experiment, parts)
         self.embedder = Embedder(experiment.model, parts.mesh, self.config.eval_batch_size)
         self.tools = run_tools(experiment, parts.tokenizer)
-        self.profile = Profile(run_dir / "profile", None)
+        self.profile = profile
         self.stop = StopRequest()
         self.prepared: dict[str, Any] = {}
         self.rewinds = 0
@@ -166,9 +167,15 @@ class _Loop:
         with self.account.spend("compile"):
             for text in self.programs.compile_from(start.step):
                 self.progress.say(text)
-        batches = self._batches(start)
-        rows = local_rows(self.parts.mesh, self.experiment.data.batch_size)
-        feed = Feed(batches, self.parts.mesh, rows, self.experiment.data.batch_size)
+        size = self.experiment.data.batch_size
+        rows = local_rows(self.parts.mesh, size)
+        batches = self.experiment.data.batches(
+            self.parts.tokenizer,
+            seed=self.experiment.seed,
+            start_step=start.step + start.skipped,
+            rows=rows,
+        )
+        feed = Feed(batches, self.parts.mesh, rows, size)
         try:
             state = self._steps(start.state, feed)
             self._save(state)
@@ -184,15 +191,6 @@ class _Loop:
         if step < steps:
             self.progress.say(f"stopped by SIGTERM at step {step}, saved; the same command goes on")
         return Outcome(step, step == steps)
-
-    def _batches(self, start: Start) -> Batches:
-        data = self.experiment.data
-        return data.batches(
-            self.parts.tokenizer,
-            seed=self.experiment.seed,
-            start_step=start.step + start.skipped,
-            rows=local_rows(self.parts.mesh, data.batch_size),
-        )
 
     def _steps(self, state: TrainState, feed: Feed) -> TrainState:
         pending: tuple[int, Metrics] | None = None
