@@ -1,5 +1,7 @@
 """What is said to jax before it looks at its devices."""
 
+import os
+
 from vlalign.errors import UserError
 
 
@@ -26,3 +28,6 @@ def keep_compiled_programs() -> None:
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # jax keeps what took a second. The small ones of a start are a third of starting again.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
