@@ -45,7 +45,8 @@ def config() -> Experiment:
         optimizer=Optimizer(learning_rate=1e-3, schedule=Cosine(warmup=5)),
         evals={"retrieval": Retrieval(source=source, ks=(1, 5), every=40)},
         mesh=MeshSpec(data=1, fsdp=-1),
-        train=Train(steps=120, log_every=1, save_every=5, ema=0.99, stall_s=30.0, on_nan="rewind"),
+        # The watchdog speaks before gloo does, which ends a process after 30 s in one collective.
+        train=Train(steps=120, log_every=1, save_every=5, ema=0.99, stall_s=12.0, on_nan="rewind"),
     )
 
 

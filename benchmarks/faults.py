@@ -175,8 +175,11 @@ def judge(run: Run, fault: str, victim: int) -> str:
         others = [i for i in range(run.count) if i != victim]
         if all(codes[i] == 0 for i in others):
             return ""
-        if not any(f"process {victim} on" in run.log(i) for i in others):
-            return f"the stalled process was not named: {codes}"
+        # Process 0 holds what the others said: who hears nothing of it names it for that.
+        named = (f"process {victim} on", *(("process 0 does not answer",) if not victim else ()))
+        if not any(text in run.log(i) for i in others for text in named):
+            said = " | ".join(run.log(i)[-500:] for i in others)
+            return f"the stalled process was not named: {codes}: {said}"
     return ""
 
 
