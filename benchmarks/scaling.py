@@ -84,6 +84,7 @@ def _scaled(planner: Planner, place: str) -> Plan:
 
 def _store(stored: dict[str, Any], key: str, plan: Plan) -> None:
     stored[key] = as_json(plan)
+    RESULTS.parent.mkdir(exist_ok=True)
     partial = RESULTS.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(stored, indent=1) + "\n")
     partial.replace(RESULTS)
