@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlalign.encoders.layers import _ACTIVATIONS, Block, attend, gelu, layer_norm
+from vlalign.encoders.attention import attend
+from vlalign.encoders.blocks import Block
+from vlalign.encoders.layers import ACTIVATIONS, gelu, layer_norm
 from vlalign.encoders.remat import keep_inputs
 
 X = np.random.default_rng(0).normal(size=(6, 32)) * 3.0
@@ -51,7 +53,7 @@ def test_activations(
     name: str, twin: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 ) -> None:
     value, slope = twin(X)
-    agree(pulled(_ACTIVATIONS[name], G, X), [value, G * slope])
+    agree(pulled(ACTIVATIONS[name], G, X), [value, G * slope])
 
 
 def test_gelu_far_out() -> None:

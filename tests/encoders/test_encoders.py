@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from vlalign.encoders.resize import resize_grid, resize_length
 from vlalign.encoders.text import TextTransformer
 from vlalign.encoders.vit import ViT
 from vlalign.errors import UserError
@@ -168,14 +167,3 @@ def test_bfloat16_computes_close_and_pools_in_float32() -> None:
 def test_bad_sizes_are_named(module: nn.Module, x: jax.Array, says: str) -> None:
     with pytest.raises(UserError, match=says):
         init(module, x)
-
-
-def test_positions_resize() -> None:
-    grid = jnp.arange(16.0, dtype=jnp.float32).reshape(4, 4, 1).repeat(2, axis=2).reshape(16, 2)
-    assert resize_grid(grid, (4, 4), (4, 4)) is grid
-    bigger = resize_grid(grid, (4, 4), (8, 8))
-    assert bigger.shape == (64, 2)
-    np.testing.assert_allclose(bigger.mean(), grid.mean(), rtol=1e-4)
-    assert resize_length(grid, 7).shape == (7, 2)
-    with pytest.raises(UserError, match="3x4"):
-        resize_grid(grid, (3, 4), (8, 8))

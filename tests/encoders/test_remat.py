@@ -11,7 +11,7 @@ import pytest
 from flax.core import meta
 from jax.extend import core
 
-from vlalign.encoders.layers import Block, Stack
+from vlalign.encoders.blocks import Block, Stack
 from vlalign.encoders.remat import KEPT, Mark, Remat
 from vlalign.errors import UserError
 

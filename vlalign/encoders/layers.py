@@ -1,8 +1,6 @@
-"""Transformer layers shared by the towers.
+"""The smallest parts of the towers: linear maps, norms, activations.
 
 Letters: b batch, l tokens, n = b*l flattened tokens, d width, h heads, k head width, m MLP width.
-Tokens are flattened to two axes around the products of the feed-forward layers: on CPU those with
-three are a third slower, on TPU and GPU they are the same.
 """
 
 import functools
@@ -14,11 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlalign.encoders.remat import Remat, keep_inputs, mark, policy
-from vlalign.parallel.constraint import shard_batch
+from vlalign.encoders.remat import keep_inputs
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Dtype = Literal["float32", "bfloat16"]
+NormKind = Literal["layer", "rms"]
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -31,10 +29,11 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": keep_inputs(gelu),
     "gelu_tanh": keep_inputs(lambda x: nn.gelu(x, approximate=True)),
     "quick_gelu": keep_inputs(lambda x: x * nn.sigmoid(1.702 * x)),
+    "silu": keep_inputs(lambda x: x * nn.sigmoid(x)),
 }
 
 
@@ -43,33 +42,77 @@ def named(init: Callable[..., Any], *axes: str | None) -> Callable[..., Any]:
     return nn.with_logical_partitioning(init, axes)
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """(x - mean) / sqrt(variance + epsilon) scale + bias over the last axis, in float32.
+def uniform_by_row(key: jax.Array, rows: jax.Array, size: int) -> jax.Array:
+    """Uniform numbers of 0..1 for each example, the same however the batch is cut up.
 
-    x: (..., d); scale, bias: (d,) -> (..., d) float32.
+    rows: (b,) int32, each example's place in the whole batch -> (b, size) float32.
     """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return jax.vmap(lambda key: jax.random.uniform(key, (size,)))(keys)
+
+
+def _last(x: jax.Array, scale: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of `x` that `scale` spans, and the shape of `scale` with the rank of `x`."""
+    free = x.ndim - scale.ndim
+    return tuple(range(free, x.ndim)), (1,) * free + scale.shape
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) scale + bias, in float32.
+
+    x: (..., *s); scale, bias: s, the axes that are normalised together -> (..., *s) float32.
+    """
+    axes, row = _last(x, scale)
     x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(x * x, axis=-1, keepdims=True)
-    row = (1,) * (x.ndim - 1) + scale.shape
+    x = x - jnp.mean(x, axis=axes, keepdims=True)
+    variance = jnp.mean(x * x, axis=axes, keepdims=True)
     return x * jax.lax.rsqrt(variance + epsilon) * scale.reshape(row) + bias.reshape(row)
 
 
-class LayerNorm(nn.Module):
-    """LayerNorm over the last axis, computed in float32 whatever comes in.
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + epsilon) scale (Zhang & Sennrich 2019, arXiv:1910.07467), in float32.
 
-    epsilon: added to the variance.
+    x: (..., *s); scale: s, the axes that are normalised together -> (..., *s) float32.
+    """
+    axes, row = _last(x, scale)
+    x = x.astype(jnp.float32)
+    square = jnp.mean(x * x, axis=axes, keepdims=True)
+    return x * jax.lax.rsqrt(square + epsilon) * scale.reshape(row)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axes, computed in float32 whatever comes in.
+
+    epsilon: added to the variance.   axes: names of the axes that are normalised together.
     """
 
     epsilon: float = 1e-6
+    axes: tuple[str, ...] = ("embed",)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: (..., d) -> (..., d) float32."""
-        shape = (x.shape[-1],)
-        scale = self.param("scale", named(nn.initializers.ones, "embed"), shape, jnp.float32)
-        bias = self.param("bias", named(nn.initializers.zeros, "embed"), shape, jnp.float32)
+        """x: (..., *axes) -> (..., *axes) float32."""
+        shape = x.shape[-len(self.axes) :]
+        scale = self.param("scale", named(nn.initializers.ones, *self.axes), shape, jnp.float32)
+        bias = self.param("bias", named(nn.initializers.zeros, *self.axes), shape, jnp.float32)
         return keep_inputs(functools.partial(layer_norm, epsilon=self.epsilon))(x, scale, bias)
+
+
+class RmsNorm(nn.Module):
+    """Division by the root mean square of the last axes, in float32; fields as in `LayerNorm`."""
+
+    epsilon: float = 1e-6
+    axes: tuple[str, ...] = ("embed",)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (..., *axes) -> (..., *axes) float32."""
+        shape = x.shape[-len(self.axes) :]
+        scale = self.param("scale", named(nn.initializers.ones, *self.axes), shape, jnp.float32)
+        return keep_inputs(functools.partial(rms_norm, epsilon=self.epsilon))(x, scale)
+
+
+NORMS: dict[str, type[LayerNorm] | type[RmsNorm]] = {"layer": LayerNorm, "rms": RmsNorm}
 
 
 class Linear(nn.Module):
@@ -90,10 +133,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: (..., *inputs) -> (..., *outputs) in the compute dtype."""
-        kernel, bias = self._weights()
+        kernel, bias = self._weights(self.outputs)
         return self._product(x, kernel, bias)
 
-    def _weights(self) -> tuple[jax.Array, jax.Array | None]:
+    def _weights(self, bias_shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
         """W and b in the compute dtype."""
         count = len(self.inputs)
         init = nn.initializers.variance_scaling(
@@ -109,7 +152,7 @@ class Linear(nn.Module):
         if not self.bias:
             return kernel.astype(dtype), None
         zeros = named(nn.initializers.zeros, *self.axes[count:])
-        bias = self.param("bias", zeros, self.outputs, jnp.float32)
+        bias = self.param("bias", zeros, bias_shape, jnp.float32)
         return kernel.astype(dtype), bias.astype(dtype)
 
     def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -125,159 +168,19 @@ class Parts(Linear):
 
     As `Linear`, with one input axis; the first of the outputs counts the maps. They are products of
     their own: cut from one product, their results would be laid out anew on TPU, several times a
-    layer.
+    layer.   unbiased: maps without a bias, which the array of biases then leaves out.
     """
+
+    unbiased: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:  # type: ignore[override]
         """x: (..., *inputs) -> as many (..., *outputs[1:])."""
-        kernel, bias = self._weights()
-        return tuple(
-            self._product(x, kernel[:, part], None if bias is None else bias[part])
-            for part in range(self.outputs[0])
-        )
+        maps = range(self.outputs[0])
+        biased = [part for part in maps if part not in self.unbiased]
+        kernel, bias = self._weights((len(biased), *self.outputs[1:]))
 
+        def bias_of(part: int) -> jax.Array | None:
+            return None if bias is None or part not in biased else bias[biased.index(part)]
 
-class Mlp(nn.Module):
-    """Feed-forward layer: x (n, d) -> (n, d).
-
-    width: d.   hidden: m.   activation: between the two products.
-    depth_scale: of the second kernel (1/sqrt(2 L) keeps the stream's variance over L layers).
-    """
-
-    width: int
-    hidden: int
-    activation: Activation
-    depth_scale: float = 1.0
-    dtype: Dtype = "float32"
-
-    @nn.compact
-    def __call__(self, x_nd: jax.Array) -> jax.Array:
-        """x_nd: (n, d) -> (n, d)."""
-        d, m = (self.width,), (self.hidden,)
-        x = Linear(d, m, ("embed", "mlp"), dtype=self.dtype, name="up")(x_nd)
-        x = mark(x, "mlp_hidden")
-        x = _ACTIVATIONS[self.activation](x)
-        scale = self.depth_scale
-        return Linear(m, d, ("mlp", "embed"), scale=scale, dtype=self.dtype, name="down")(x)
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """softmax(q k^T / sqrt(k)) v with the softmax in float32.
-
-    q: (b, l, h, k); k, v: (b, s, h, k); mask: broadcastable to (b, h, l, s), True where allowed.
-    Returns (b, l, h, k). A row whose mask is False everywhere averages all values.
-    """
-    scale = q.shape[-1] ** -0.5
-    logits = jnp.einsum("blhk,bshk->bhls", q * scale, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhls,bshk->blhk", weights, v)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention: x (b, l, d) -> (b, l, d).
-
-    width: d.   heads: h, must divide d.   depth_scale: of the output kernel.
-    """
-
-    width: int
-    heads: int
-    depth_scale: float = 1.0
-    dtype: Dtype = "float32"
-
-    @nn.compact
-    def __call__(self, x_bld: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """x_bld: (b, l, d); mask: see `attend` -> (b, l, d)."""
-        d, h, k = self.width, self.heads, self.width // self.heads
-        into = ("embed", "qkv", "heads", "head_dim")
-        qkv = Parts((d,), (3, h, k), into, dtype=self.dtype, name="qkv")(x_bld)
-        query, key, value = (mark(x, "qkv") for x in qkv)
-        out = mark(attend(query, key, value, mask), "context")
-        back = ("heads", "head_dim", "embed")
-        scale = self.depth_scale
-        out = Linear((h, k), (d,), back, scale=scale, dtype=self.dtype, name="out")(out)
-        return mark(out, "attention_out")
-
-
-class Block(nn.Module):
-    """Pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x)).
-
-    width, heads, hidden: d, h, m.   depth_scale: of both output kernels.   epsilon: of the norms.
-    """
-
-    width: int
-    heads: int
-    hidden: int
-    activation: Activation
-    depth_scale: float
-    epsilon: float
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x_bld: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, None]:
-        """x_bld: (b, l, d) -> (b, l, d), and None as `nn.scan` wants a second output."""
-        x_bld = shard_batch(x_bld)
-        b, l, d = x_bld.shape
-        attention = Attention(self.width, self.heads, self.depth_scale, self.dtype, name="attn")
-        y = attention(LayerNorm(self.epsilon, name="ln_1")(x_bld).astype(x_bld.dtype), mask)
-        x = (x_bld + y).reshape(b * l, d)
-        mlp = Mlp(
-            self.width, self.hidden, self.activation, self.depth_scale, self.dtype, name="mlp"
-        )
-        x = x + mlp(LayerNorm(self.epsilon, name="ln_2")(x).astype(x.dtype))
-        return x.reshape(b, l, d), None
-
-
-class Stack(nn.Module):
-    """A stack of equal blocks, parameters with a leading `layers` axis whether scanned or not.
-
-    depth: number of blocks.   scan: one compiled body for all blocks (compile time independent of
-    depth) or all of them unrolled (faster on CPU).   remat: what the backward pass keeps of a
-    block, by the names in `remat.py`; a scanned stack keeps it in arrays over all layers.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    hidden: int
-    activation: Activation = "gelu"
-    epsilon: float = 1e-6
-    scan: bool = True
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
-
-    @nn.compact
-    def __call__(self, x_bld: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """x_bld: (b, l, d); mask: broadcastable to (b, h, l, l) -> (b, l, d)."""
-        block: Any = Block
-        if self.remat != "none":
-            # Inside a scan the loop itself keeps the compiler from merging the two passes.
-            block = nn.remat(Block, prevent_cse=not self.scan, policy=policy(self.remat))
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-            unroll=1 if self.scan else self.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(
-            self.width,
-            self.heads,
-            self.hidden,
-            self.activation,
-            (2 * self.depth) ** -0.5,
-            self.epsilon,
-            self.dtype,
-            name="blocks",
-        )
-        x_bld, _ = blocks(x_bld, mask)
-        return x_bld
-
-    def flops(self, length: int) -> int:
-        """Forward FLOPs of the matrix products for one example of `length` tokens."""
-        projections = 2 * length * (4 * self.width**2 + 2 * self.width * self.hidden)
-        attention = 4 * length**2 * self.width
-        return self.depth * (projections + attention)
+        return tuple(self._product(x, kernel[:, part], bias_of(part)) for part in maps)

@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlalign.encoders.layers import Activation, Dtype, LayerNorm, Linear, Mlp, Parts, attend, named
+from vlalign.encoders.attention import cross_attention
+from vlalign.encoders.blocks import Mlp
+from vlalign.encoders.layers import Activation, Dtype, LayerNorm, named
 
 
 def mean_pool(tokens_bld: jax.Array, mask_bl: jax.Array) -> jax.Array:
@@ -17,8 +19,12 @@ def mean_pool(tokens_bld: jax.Array, mask_bl: jax.Array) -> jax.Array:
 def last_pool(tokens_bld: jax.Array, mask_bl: jax.Array) -> jax.Array:
     """The last token that is not padding (the end-of-text token): (b, l, d), (b, l) -> (b, d)."""
     positions = jnp.arange(mask_bl.shape[1], dtype=jnp.int32)[None, :]
-    last_b = jnp.max(jnp.where(mask_bl, positions, 0), axis=1)
-    return jnp.take_along_axis(tokens_bld, last_b[:, None, None], axis=1)[:, 0]
+    return pick(tokens_bld, jnp.max(jnp.where(mask_bl, positions, 0), axis=1))
+
+
+def pick(tokens_bld: jax.Array, place_b: jax.Array) -> jax.Array:
+    """One token of each example: (b, l, d), (b,) -> (b, d)."""
+    return jnp.take_along_axis(tokens_bld, place_b[:, None, None], axis=1)[:, 0]
 
 
 class MapHead(nn.Module):
@@ -36,26 +42,24 @@ class MapHead(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, tokens_bld: jax.Array, mask_bl: jax.Array) -> jax.Array:
-        """tokens_bld: (b, l, d); mask_bl: (b, l) -> (b, d)."""
-        b, _, d = tokens_bld.shape
-        h, k = self.heads, d // self.heads
+    def __call__(self, tokens_bld: jax.Array, mask: jax.Array) -> jax.Array:
+        """tokens_bld: (b, l, d); mask: (b, l) -> (b, d).
+
+        With a mask (b, k, l) each example is read k times, each time where its mask is True:
+        -> (b * k, d).
+        """
+        seen = mask[:, None] if mask.ndim == 3 else mask[:, None, None, :]
         init = named(nn.initializers.xavier_uniform(), None, "embed")
-        probe = self.param("probe", init, (1, d), jnp.float32)
-        to_q = ("embed", "heads", "head_dim")
-        q = Linear((d,), (h, k), to_q, dtype=self.dtype, name="query")(probe)
-        to_kv = ("embed", "qkv", "heads", "head_dim")
-        key, value = Parts((d,), (2, h, k), to_kv, dtype=self.dtype, name="kv")(tokens_bld)
-        q = jnp.broadcast_to(q[None], (b, 1, h, k))
-        y = attend(q, key, value, mask_bl[:, None, None, :])
-        back = ("heads", "head_dim", "embed")
-        y = Linear((h, k), (d,), back, dtype=self.dtype, name="out")(y.reshape(b, h, k))
+        probe = self.param("probe", init, (1, self.width), jnp.float32)
+        probe = jnp.broadcast_to(probe[None], (1, seen.shape[2], self.width))
+        y = cross_attention(probe, tokens_bld, seen, heads=self.heads, dtype=self.dtype)
+        y = y.reshape(-1, self.width)
         norm = LayerNorm(self.epsilon, name="ln")(y).astype(y.dtype)
         mlp = Mlp(self.width, self.hidden, self.activation, 1.0, self.dtype, name="mlp")
         return y + mlp(norm)
 
-    def flops(self, length: int) -> int:
+    def flops(self, length: int, readings: int = 1) -> int:
         """Forward FLOPs of the matrix products for one example of `length` tokens."""
         keys_values = 4 * length * self.width**2
         one_token = 4 * self.width**2 + 4 * self.width * self.hidden
-        return keys_values + one_token + 4 * length * self.width
+        return keys_values + readings * (one_token + 4 * length * self.width)
