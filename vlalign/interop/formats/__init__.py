@@ -1,0 +1,1 @@
+"""Other people's directories of configuration and weights: one kind a file, read and written."""

@@ -1,0 +1,1 @@
+"""Tables of parameter names, one family a file: functions that return `Row`s."""
