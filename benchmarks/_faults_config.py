@@ -46,7 +46,7 @@ def config() -> Experiment:
         evals={"retrieval": Retrieval(source=source, ks=(1, 5), every=40)},
         mesh=MeshSpec(data=1, fsdp=-1),
         # The watchdog speaks before gloo does, which ends a process after 30 s in one collective.
-        train=Train(steps=120, log_every=1, save_every=5, ema=0.99, stall_s=25.0, on_nan="rewind"),
+        train=Train(steps=120, log_every=1, save_every=5, ema=0.99, stall_s=15.0, on_nan="rewind"),
     )
 
 
