@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
+from vlalign.encoders.encoding import Encoding
 from vlalign.interop.rows import Table, export_params, import_params
-from vlalign.parallel.rules import path_str
+from vlalign.parallel.mesh import MeshSpec, batch_sharding
+from vlalign.parallel.rules import AxisRules, axis_names, path_str, tree_shardings
 
 Arrays = Mapping[str, np.ndarray]
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,3 +55,23 @@ def check_gradients(table: Table, grads: Any, arrays: Arrays, least: int) -> Non
     for name, slope in wanted.items():
         assert np.abs(slope).max() > 1e-2, f"{name}: too small to compare"
         np.testing.assert_allclose(ours[name], slope, rtol=0, atol=1e-4, err_msg=name)
+
+
+def check_on_a_mesh(module: nn.Module, *inputs: Any) -> None:
+    """That values and gradients are the same with parameters and batch cut over 8 devices."""
+    boxed = jax.jit(module.init)(jax.random.key(0), *inputs)["params"]
+    params, names = meta.unbox(boxed), axis_names(boxed)
+
+    def total(params: Any, *inputs: Any) -> Any:
+        out: Any = module.apply({"params": params}, *inputs)
+        y = out.pooled if isinstance(out, Encoding) else out
+        return jnp.mean(wave(y) * y), y
+
+    run = jax.jit(jax.grad(total, has_aux=True))
+    wanted = run(params, *inputs)
+    mesh = MeshSpec(data=2, fsdp=2, tensor=2).build()
+    shardings = tree_shardings(params, names, AxisRules(whole_below=1), mesh)
+    cut = jax.device_put(inputs, batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        found = run(jax.device_put(params, shardings), *cut)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
