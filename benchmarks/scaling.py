@@ -42,6 +42,7 @@ PODS = (
 # One model at one batch: what a chip sends must not grow with their number.
 SLICES = ("v5p:2x2x2", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x8")
 FIXED_BATCH = 8_192
+UNMADE = "Not made yet for this version of the code."
 
 
 def main() -> None:
@@ -100,7 +101,11 @@ def _write_docs(plans: dict[str, Plan]) -> None:
     text = path.read_text(encoding="utf-8")
     pictured = "\n\n![step, memory and bytes sent of each](images/plan.png)"
     sent = "\n\n![bytes sent by a chip](images/scaling.png)"
-    bodies = {"pods": _pods(pods), "time": _time(pods) + pictured, "chips": _chips(chips) + sent}
+    bodies = {
+        "pods": _pods(pods) if pods else UNMADE,
+        "time": _time(pods) + pictured if pods else UNMADE,
+        "chips": _chips(chips) + sent if chips else UNMADE,
+    }
     for name, body in bodies.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, rest = text.split(begin)

@@ -167,3 +167,14 @@ def test_bfloat16_computes_close_and_pools_in_float32() -> None:
 def test_bad_sizes_are_named(module: nn.Module, x: jax.Array, says: str) -> None:
     with pytest.raises(UserError, match=says):
         init(module, x)
+
+
+def test_pixels_right_and_below_that_fill_no_patch_are_not_read() -> None:
+    module, uneven = ViT(**VIT), ViT(**VIT, uneven="crop")
+    pixels = images(size=30)
+    params = init(module, pixels[:, :24, :24])
+    whole = run(module, params, pixels[:, :24, :24])
+    np.testing.assert_array_equal(run(uneven, params, pixels).tokens, whole.tokens)
+    assert uneven.flops((30, 30, 3)) == module.flops((24, 24, 3))
+    with pytest.raises(UserError, match="7x30 pixels does not divide"):
+        uneven.grid(7, 30)

@@ -192,6 +192,14 @@ def test_hugging_face_hidden_widths_are_exact() -> None:
     assert hidden_width(image.width, image.mlp_ratio) == 4304
 
 
+def test_pixels_that_fill_no_patch_are_not_read() -> None:
+    """So400m/14 at 384: 27 patches of 14, and 6 pixels left."""
+    for size, uneven in ((378, "error"), (384, "crop")):
+        vision = {"patch_size": 14, "image_size": size}
+        found = parse_hf({"model_type": "siglip", "vision_config": vision}, None, "here")
+        assert (found.preprocess.size, found.image.uneven) == (size, uneven)
+
+
 def test_big_vision_sizes_are_read_from_shapes() -> None:
     found = load(str(GOLDEN / "big_vision" / "siglip.npz"), tokenizer="none")
     assert found.preprocess == big_vision(16)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

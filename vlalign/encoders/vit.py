@@ -24,6 +24,8 @@ class ViT(nn.Module):
     Images of another size than at initialisation get the learned positions resized to their grid.
 
     patch_size: side of a square patch, pixels.      width, depth, heads: of the blocks.
+    uneven: of an image that does not divide into patches, an "error", or "crop": the pixels that
+      fill none, right and below, are not read (SigLIP So400m/14 at 384).
     mlp_ratio: hidden width of the feed-forward layers over `width`.
     embed_dim: width of the pooled output after a linear map; None leaves it at `width`.
     bias: whether that map has a bias (EVA).
@@ -48,6 +50,7 @@ class ViT(nn.Module):
     """
 
     patch_size: int = 16
+    uneven: Literal["error", "crop"] = "error"
     width: int = 768
     depth: int = 12
     heads: int = 12
@@ -75,7 +78,8 @@ class ViT(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches down and across. Raises UserError if the image does not divide into them."""
-        if height % self.patch_size or width % self.patch_size:
+        divides = height % self.patch_size == 0 and width % self.patch_size == 0
+        if not divides and (self.uneven == "error" or min(height, width) < self.patch_size):
             raise UserError(
                 f"an image of {height}x{width} pixels does not divide into patches of "
                 f"patch_size={self.patch_size}; choose a multiple of it"
@@ -101,6 +105,7 @@ class ViT(nn.Module):
         b, height, width, c = images.shape
         rows, columns = self.grid(height, width)
         p = self.patch_size
+        images = images[:, : rows * p, : columns * p]
         x = images.reshape(b, rows, p, columns, p, c)
         return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, p * p * c)
 

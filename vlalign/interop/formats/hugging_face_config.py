@@ -184,6 +184,7 @@ def _vision(
     patch = side(settings.take("patch_size", None), f"{settings.where}: patch_size")
     image = ViT(
         patch_size=patch,
+        uneven="crop" if preprocess.size % patch else "error",
         heads=settings.whole("num_attention_heads", 12),
         embed_dim=joint,
         pool="class" if clip else "map",
