@@ -26,6 +26,7 @@ COMMANDS = {
     "report": "write the report.html of a run",
     "plan": "memory, FLOPs, collectives, time and cost on machines that are not there",
     "show": "print a configuration, its parameters and its FLOPs",
+    "models": "list published models: sizes, parameters, GFLOPs",
     "convert": "models from and to open_clip and Hugging Face",
     "data": "build and inspect data sets",
     "doctor": "check this installation: versions, devices, a self-test",

@@ -1,5 +1,8 @@
 """Write the embeddings of a run's evaluation data to a Parquet file.
 
+    vlalign embed RUN --out FILE.parquet
+    vlalign embed CONFIG --model hf://org/name --out FILE.parquet    by a pre-trained model
+
 One row an image and one a caption: source, key, kind (image or text), caption_kind, language, text,
 group, embedding (float32, unit length). The file's metadata names the run, the step and the
 fingerprints of model, tokenizer and preprocessing. Nothing is held in memory but one chunk.
@@ -8,13 +11,14 @@ fingerprints of model, tokenizer and preprocessing. Nothing is held in memory bu
 import argparse
 from pathlib import Path
 
-from vlalign.cli._run import add_run_arguments, open_argument
+from vlalign.cli._run import add_model_arguments, add_run_arguments, open_any
 from vlalign.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add_run_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE.parquet", help="the file to write"
     )
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from vlalign.evals.search import sources
     from vlalign.evals.table_file import write_embeddings
 
-    opened = open_argument(args)
+    opened = open_any(args)
     chosen = sources(opened.experiment.evals, args.source_of)
     columns = (
         progress.TextColumn("{task.description}"),

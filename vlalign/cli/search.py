@@ -3,9 +3,11 @@
     vlalign search RUN "a red heart"             the best images, listed and drawn
     vlalign search RUN "a cat" "rain" --out sheet.png
     vlalign search RUN --image photo.png         the best names for a picture
+    vlalign search CONFIG "a cat" --model hf://org/name      with a pre-trained model
 
-Searched are the records of the run's evaluators. Their embeddings are kept in RUN/search, so the
-second search is fast. On a true-colour terminal the hits are drawn there too.
+Searched are the records of the run's evaluators. Their embeddings are kept in RUN/search (those of
+a pre-trained model in vlalign's cache), so the second search is fast. On a true-colour terminal the
+hits are drawn there too.
 """
 
 import argparse
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlalign.cli._run import add_run_arguments, open_argument
+from vlalign.cli._run import add_model_arguments, add_run_arguments, open_any, title_of
 from vlalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add_run_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument("query", nargs="*", metavar="TEXT", help="what to look for; several texts")
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="find names for this picture instead"
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE.png",
-        help="contact sheet of the hits (default: RUN/search/last.png)",
+        help="contact sheet of the hits (default: last.png beside the kept embeddings)",
     )
     parser.add_argument(
         "--no-draw", action="store_true", help="do not draw pictures in the terminal"
@@ -58,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from vlalign.evals.search import shelf, sources
 
     console = Console(highlight=False)
-    with Console(stderr=True).status("opening the run ...") as status:
-        opened = open_argument(args)
+    with Console(stderr=True).status("opening the model ...") as status:
+        opened = open_any(args)
         shelves = [
             shelf(
                 source,
@@ -135,8 +138,8 @@ def _images_for(
         rows.append(SheetRow(query=text, hits=as_hits(found)))
     if not args.no_draw and console.is_terminal and console.color_system == "truecolor":
         _draw(rows, console)
-    name = opened.path.resolve().name
-    sheet = Sheet(title=f"{name}, step {opened.step:,}", rows=tuple(rows))
+    title = title_of(args, opened).removeprefix(f"{opened.path.parent}/")
+    sheet = Sheet(title=title, rows=tuple(rows))
     out = args.out or opened.path / "search" / "last.png"
     save_png(contact_sheet(sheet), out)
     console.print(f"drawn in {out}", markup=False, soft_wrap=True)

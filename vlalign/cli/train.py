@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 from vlalign.cli._configs import add_config_arguments, find_config
-from vlalign.cli._devices import keep_compiled_programs, simulate
+from vlalign.cli._devices import simulate
 from vlalign.cli._hosts import add_host_arguments, join_hosts
 from vlalign.errors import UserError
+from vlalign.programs import keep_compiled_programs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -81,15 +81,18 @@ class Preprocess:
     def evaluate(self, image: bytes) -> Pixels:
         """Encoded bytes to uint8 (size, size, 3); BadRecord as `decode.opened`."""
         with decode.opened(image, self.max_pixels) as file:
-            picture: Image.Image = file
-            if self.upright:
-                picture = ImageOps.exif_transpose(file)
-            picture = decode.eight_bit(picture)
-            if self.interpolation not in _PIL:
-                pixels = np.asarray(_rgb(picture))
-                antialias = self.interpolation == "tf_bilinear_antialias"
-                return tf_bilinear(pixels, self.size, self.size, antialias=antialias)
-            return np.array(_rgb(self._placed(picture)))
+            return self.of_picture(file)
+
+    def of_picture(self, picture: Image.Image) -> Pixels:
+        """As `evaluate`, of an image of PIL's; BadRecord for pixels of no agreed range."""
+        if self.upright:
+            picture = ImageOps.exif_transpose(picture)
+        picture = decode.eight_bit(picture)
+        if self.interpolation not in _PIL:
+            pixels = np.asarray(_rgb(picture))
+            antialias = self.interpolation == "tf_bilinear_antialias"
+            return tf_bilinear(pixels, self.size, self.size, antialias=antialias)
+        return np.array(_rgb(self._placed(picture)))
 
     def example(self) -> Pixels:
         """Zeros of a view's shape and dtype."""
@@ -128,7 +131,9 @@ class Preprocess:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    picture.info.pop("transparency", None)  # of a palette; PIL would only warn that it is lost
+    if "transparency" in picture.info:  # of a palette; PIL would only warn that it is lost
+        picture = picture.copy()  # it may be the caller's
+        del picture.info["transparency"]
     return picture.convert("RGB")
 
 

@@ -14,7 +14,8 @@ class Train:
     the loss is over all of it (see objectives/total.py).   ema: decay of the average of the
     parameters that is evaluated in their place, None for none.   log_every, save_every: steps.
     keep: newest checkpoints kept.   keep_every: steps of checkpoints kept for ever, None for none.
-    init_from: run directory whose parameters this run starts from (its own checkpoint always wins).
+    init_from: what this run starts from: a run directory, or a pre-trained model (directory, file,
+      hf://org/name) that gives the same numbers here. The run's own checkpoint always wins.
     max_bad_share: of rows that cannot be used, above which the run stops.
     on_nan: what to do when loss or gradient are not finite: "stop", or "rewind" to the newest
       checkpoint and leave out the batches from there to the bad one.

@@ -4,7 +4,7 @@ SigLIP 2: arXiv:2502.14786. All layers have the tanh form of GELU, as the models
 open_clip has the exact one in the text towers of SigLIP and in the image towers of both but a few.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from vlalign.encoders.presets.base import HALF_SQUASH, Preset, Tokenizer, model, read
 from vlalign.encoders.text import TextTransformer
@@ -48,7 +48,7 @@ def _siglip(name: str) -> Preset:
     size, patch, kind, image_size = read(name)
     tokenizer, rows, padding = _VOCABULARIES[kind]
     # So400m/14 at 384 reads 27 x 27 patches, and leaves 6 pixels on two sides unread.
-    uneven = "crop" if image_size % patch else "error"
+    uneven: Literal["crop", "error"] = "crop" if image_size % patch else "error"
     image = ViT(patch_size=patch, uneven=uneven, pool="map", **_fields(*_SIZES[size]))
     bare = name == "ViT-SO400M-16-SigLIP-i18n-256"
     text = TextTransformer(
