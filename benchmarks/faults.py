@@ -50,8 +50,8 @@ FAULTS = ("kill one", "kill all", "preempt", "truncate", "delete", "full disk", 
 # How often each is drawn; kills are what machines do most.
 WEIGHTS = (8, 6, 3, 2, 2, 1, 1)
 FULL_KIB = 24
-# Seconds within which processes must end by themselves: more than they wait for others at start.
-PATIENCE = 330.0
+JOIN = 60  # seconds that processes wait for each other at the start
+PATIENCE = 240.0  # seconds within which processes must end by themselves
 
 
 @dataclasses.dataclass
@@ -75,6 +75,7 @@ class Run:
     def __init__(self, run_dir: Path, processes: int, steps: int):
         self.run_dir, self.count, self.steps = run_dir, processes, steps
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.harmed = -1  # the step of the checkpoint that was last harmed
 
     def start(self, *, full: bool = False) -> None:
         """Gives the command again."""
@@ -86,6 +87,7 @@ class Run:
         line += ["--set", f"train.steps={self.steps}"]
         if self.count > 1:
             line += ["--coordinator", f"localhost:{port}", "--processes", str(self.count)]
+            line += ["--join-timeout", str(JOIN)]
         self.processes = []
         for number in range(self.count):
             own = ["--process-id", str(number)] if self.count > 1 else []
@@ -158,7 +160,7 @@ def strike(run: Run, fault: str, moment: float, draw: random.Random) -> Strike |
     run.kill()
     problem = problem or judge(run, fault, victim)
     if fault in ("truncate", "delete"):
-        harm(run.run_dir, fault, draw)
+        harm(run, fault, draw)
     return Strike(
         fault, after, run.codes(), ended, newest_step(run.run_dir / "checkpoints"), problem
     )
@@ -184,14 +186,19 @@ def judge(run: Run, fault: str, victim: int) -> str:
     return ""
 
 
-def harm(run_dir: Path, fault: str, draw: random.Random) -> None:
-    """Truncates or deletes one file of the newest checkpoint, if there is one."""
+def harm(run: Run, fault: str, draw: random.Random) -> None:
+    """Truncates or deletes one file of the newest checkpoint, if there is one.
+
+    With none whole there would be nothing to go on from. So the oldest is left alone, and so is all
+    until a newer one than that harmed last: what is before it may be half removed already.
+    """
+    run_dir = run.run_dir
     step = newest_step(run_dir / "checkpoints")
-    if step is None:
+    if step is None or step <= run.harmed:
         return
-    # The oldest is left alone: with none whole there would be nothing to go on from.
     if len([p for p in (run_dir / "checkpoints").iterdir() if p.name.isdigit()]) < 2:
         return
+    run.harmed = step
     files = sorted(p for p in (run_dir / "checkpoints" / str(step)).rglob("*") if p.is_file())
     chosen = draw.choice(files)
     if fault == "delete":

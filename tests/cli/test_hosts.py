@@ -47,6 +47,16 @@ def test_so_does_the_environment(joined: list[Cluster], monkeypatch: pytest.Monk
     assert joined == [Cluster("a:1", 2, 1, "the environment")]
 
 
+def test_how_long_they_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(hosts, "join", lambda cluster, timeout_s: waits.append(timeout_s))
+    run("--coordinator", "a:1", "--processes", "4", "--process-id", "0")
+    run("--coordinator", "auto", "--join-timeout", "7")
+    assert waits == [300, 7]
+    with pytest.raises(UserError, match="--join-timeout 0"):
+        run("--coordinator", "auto", "--join-timeout", "0")
+
+
 @pytest.mark.parametrize("arguments", [["--processes", "2"], ["--processes", "many"]])
 def test_bad_arguments_are_errors(joined: list[Cluster], arguments: list[str]) -> None:
     with pytest.raises(UserError, match="--process"):

@@ -3,9 +3,13 @@
 import argparse
 import os
 
+from vlalign.errors import UserError
+
 
 def add_host_arguments(parser: argparse.ArgumentParser) -> None:
-    """--coordinator, --processes, --process-id; without them the environment decides."""
+    """--coordinator, --processes, --process-id; without them the environment decides. Also
+    --join-timeout.
+    """
     group = parser.add_argument_group(
         "several processes", "srun, mpirun, GKE and launch/ say all this in the environment"
     )
@@ -16,6 +20,13 @@ def add_host_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--processes", type=int, metavar="N", help="how many there are")
     group.add_argument("--process-id", type=int, metavar="I", help="which this is, 0 to N-1")
+    group.add_argument(
+        "--join-timeout",
+        type=int,
+        metavar="SECONDS",
+        help="how long they wait for each other at the start (default: 300 with --coordinator, "
+        "else 1800)",
+    )
 
 
 def join_hosts(args: argparse.Namespace) -> None:
@@ -25,6 +36,12 @@ def join_hosts(args: argparse.Namespace) -> None:
     """
     from vlalign.parallel.hosts import find_cluster, join
 
+    # A cluster may give its machines minutes apart; somebody at a keyboard mistypes addresses.
+    timeout = 1800 if args.coordinator is None else 300
+    if args.join_timeout is not None:
+        if args.join_timeout < 1:
+            raise UserError(f"--join-timeout {args.join_timeout}: at least 1 second")
+        timeout = args.join_timeout
     cluster = find_cluster(
         os.environ,
         coordinator=args.coordinator,
@@ -32,5 +49,4 @@ def join_hosts(args: argparse.Namespace) -> None:
         process=args.process_id,
     )
     if cluster is not None:
-        # A cluster may give its machines minutes apart; somebody at a keyboard mistypes addresses.
-        join(cluster, timeout_s=1800 if args.coordinator is None else 300)
+        join(cluster, timeout_s=timeout)
