@@ -1,14 +1,14 @@
 """Text towers of the BERT family: BERT, MiniLM, RoBERTa, XLM-RoBERTa, MPNet, DistilBERT."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlalign.encoders.blocks import BlockSpec, Stack, hidden_width
+from vlalign.encoders.blocks import BlockSpec, stack_of
 from vlalign.encoders.encoding import Encoding
 from vlalign.encoders.layers import ACTIVATIONS, Activation, Dtype, LayerNorm, Linear, named
 from vlalign.encoders.pooling import mean_pool
@@ -89,7 +89,9 @@ class Bert(nn.Module):
         self._check(tokens.shape[1])
         real_bl = tokens != self.pad_id
         x = LayerNorm(self.epsilon, name="ln_pre")(self._embed(tokens, real_bl))
-        x = self._stack(name="transformer")(x.astype(jnp.dtype(self.dtype)), self._mask(real_bl))
+        x = stack_of(self, BlockSpec(order="post"), name="transformer")(
+            x.astype(jnp.dtype(self.dtype)), self._mask(real_bl)
+        )
         x = x.astype(jnp.float32)
         return Encoding(pooled=self._project(self._pool(x, real_bl)), tokens=x, mask=real_bl)
 
@@ -145,26 +147,11 @@ class Bert(nn.Module):
     def _hidden(self) -> int:
         return (self.width + (self.embed_dim or 0)) // 2
 
-    def _stack(self, **scope: Any) -> Stack:
-        return Stack(
-            self.width,
-            self.depth,
-            self.heads,
-            hidden_width(self.width, self.mlp_ratio),
-            self.activation,
-            self.epsilon,
-            self.scan,
-            self.remat,
-            self.dtype,
-            BlockSpec(order="post"),
-            **scope,
-        )
-
     def flops(self, shape: tuple[int, ...], *, train: bool = False) -> int:
         """Forward FLOPs of the matrix products for one text of `shape` (l,)."""
         del train
         # parent=None: it is read for its numbers, outside of any scope.
-        total = self._stack(parent=None).flops(shape[0])
+        total = stack_of(self, BlockSpec(order="post"), parent=None).flops(shape[0])
         if self.pool == "tanh":
             total += 2 * self.width**2
         if self.embed_dim is None:

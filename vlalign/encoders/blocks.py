@@ -277,3 +277,23 @@ class Stack(nn.Module):
         projections = 2 * length * (4 * self.width**2 + maps * self.width * self.hidden)
         attention = 4 * length**2 * self.width
         return self.depth * (projections + attention)
+
+
+def stack_of(tower: Any, block: BlockSpec, **scope: Any) -> Stack:
+    """The stack of a tower with the usual fields (width, depth, heads, mlp_ratio, ...).
+
+    scope: `name`, or `parent=None` for one that is only asked for its numbers.
+    """
+    return Stack(
+        tower.width,
+        tower.depth,
+        tower.heads,
+        hidden_width(tower.width, tower.mlp_ratio),
+        tower.activation,
+        tower.epsilon,
+        tower.scan,
+        tower.remat,
+        tower.dtype,
+        block,
+        **scope,
+    )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vlalign.encoders.attention import cross_attention
-from vlalign.encoders.blocks import Stack, hidden_width
+from vlalign.encoders.blocks import BlockSpec, stack_of
 from vlalign.encoders.encoding import Encoding
 from vlalign.encoders.layers import Activation, Dtype, LayerNorm, Linear, named
 from vlalign.encoders.remat import Remat
@@ -154,7 +154,7 @@ class CocaText(nn.Module):
         self.class_token = self.param(
             "class_token", named(fine, None, "embed"), (1, d), jnp.float32
         )
-        self.transformer = self._stack()
+        self.transformer = stack_of(self, BlockSpec())
         self.ln_final = LayerNorm(self.epsilon)
         self.proj = Linear((d,), (self.embed_dim,), ("embed", "joint"), bias=False)
 
@@ -191,25 +191,14 @@ class CocaText(nn.Module):
     def _look_up(self, tokens: jax.Array) -> jax.Array:
         return jnp.take(whole(self.token), tokens, axis=0)
 
-    def _stack(self, **scope: object) -> Stack:
-        return Stack(
-            self.width,
-            self.depth,
-            self.heads,
-            hidden_width(self.width, self.mlp_ratio),
-            self.activation,
-            self.epsilon,
-            self.scan,
-            self.remat,
-            self.dtype,
-            **scope,  # type: ignore[arg-type]
-        )
-
     def flops(self, shape: tuple[int, ...], *, train: bool = False) -> int:
         """Forward FLOPs of the matrix products for one text of `shape` (l,)."""
         del train
         # parent=None: it is read for its numbers, outside of any scope.
-        return self._stack(parent=None).flops(shape[0] + 1) + 2 * self.width * self.embed_dim
+        return (
+            stack_of(self, BlockSpec(), parent=None).flops(shape[0] + 1)
+            + 2 * self.width * self.embed_dim
+        )
 
 
 def causal(length: int) -> jax.Array:

@@ -6,17 +6,17 @@ g side of the grid of learned positions, d width.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlalign.encoders.blocks import BlockSpec, Stack, hidden_width
+from vlalign.encoders.blocks import BlockSpec, stack_of
 from vlalign.encoders.encoding import Encoding
 from vlalign.encoders.layers import NORMS, Activation, Dtype, Linear, named
 from vlalign.encoders.pixels import Channels, normalise
-from vlalign.encoders.pooling import MapHead
+from vlalign.encoders.pooling import map_head_of
 from vlalign.encoders.remat import Remat
 from vlalign.errors import UserError
 
@@ -148,7 +148,9 @@ class NaflexViT(nn.Module):
         embed = Linear((p,), (d,), ("patch", "embed"), dtype=self.dtype, name="patch")
         x = embed(pixels.reshape(b * n, p)).reshape(b, n, d)
         x = x + self._position(places).astype(x.dtype)
-        x = self._stack(name="transformer")(x, _mask(places, k), train=train, rows=rows)
+        x = stack_of(self, self.block, name="transformer")(
+            x, _mask(places, k), train=train, rows=rows
+        )
         x = NORMS[self.block.norm](self.epsilon, name="ln_post")(x)
         own = places.segment[:, None, :] == jnp.arange(k, dtype=jnp.int32)[None, :, None]
         pooled = self._project(self._pool(x, own)).astype(jnp.float32)
@@ -169,7 +171,7 @@ class NaflexViT(nn.Module):
     def _pool(self, x_bnd: jax.Array, own_bkn: jax.Array) -> jax.Array:
         """(b * k, d), each of the patches that are its own."""
         if self.pool == "map":
-            return self._map_head(name="map")(x_bnd, own_bkn)
+            return map_head_of(self, self.heads, name="map")(x_bnd, own_bkn)
         own = own_bkn.astype(x_bnd.dtype)
         count = jnp.maximum(jnp.sum(own, axis=2, keepdims=True), 1.0)
         return jnp.einsum("bkn,bnd->bkd", own / count, x_bnd).reshape(-1, self.width)
@@ -180,26 +182,6 @@ class NaflexViT(nn.Module):
         axes = ("embed", "joint")
         return Linear((self.width,), (self.embed_dim,), axes, bias=self.bias, name="proj")(pooled)
 
-    def _stack(self, **scope: Any) -> Stack:
-        return Stack(
-            self.width,
-            self.depth,
-            self.heads,
-            hidden_width(self.width, self.mlp_ratio),
-            self.activation,
-            self.epsilon,
-            self.scan,
-            self.remat,
-            self.dtype,
-            self.block,
-            **scope,
-        )
-
-    def _map_head(self, **scope: Any) -> MapHead:
-        hidden = hidden_width(self.width, self.mlp_ratio)
-        args = (self.width, self.heads, hidden, self.activation, self.epsilon, self.dtype)
-        return MapHead(*args, **scope)
-
     def flops(self, shape: tuple[int, ...], *, images: int = 1, train: bool = False) -> int:
         """Forward FLOPs of the matrix products for one row of `shape` (n, p) with `images` in it.
 
@@ -209,9 +191,9 @@ class NaflexViT(nn.Module):
         n, p = shape
         total = 2 * n * (p + self.positions**2) * self.width
         # parent=None: these are read for their numbers, outside of any scope.
-        total += self._stack(parent=None).flops(n)
+        total += stack_of(self, self.block, parent=None).flops(n)
         if self.pool == "map":
-            total += self._map_head(parent=None).flops(n, images)
+            total += map_head_of(self, self.heads, parent=None).flops(n, images)
         else:
             total += 2 * images * n * self.width
         return total + 2 * images * self.width * (self.embed_dim or 0)

@@ -1,11 +1,13 @@
 """From tokens to one vector."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vlalign.encoders.attention import cross_attention
-from vlalign.encoders.blocks import Mlp
+from vlalign.encoders.blocks import Mlp, hidden_width
 from vlalign.encoders.layers import Activation, Dtype, LayerNorm, named
 
 
@@ -63,3 +65,10 @@ class MapHead(nn.Module):
         keys_values = 4 * length * self.width**2
         one_token = 4 * self.width**2 + 4 * self.width * self.hidden
         return keys_values + readings * (one_token + 4 * length * self.width)
+
+
+def map_head_of(tower: Any, heads: int, **scope: Any) -> MapHead:
+    """The pooling head of a tower with the usual fields; scope: as in `stack_of`."""
+    hidden = hidden_width(tower.width, tower.mlp_ratio)
+    args = (tower.width, heads, hidden, tower.activation, tower.epsilon, tower.dtype)
+    return MapHead(*args, **scope)

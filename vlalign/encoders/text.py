@@ -1,15 +1,15 @@
 """Text transformer (CLIP: causal, end-of-text token; SigLIP: bidirectional, last or MAP)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlalign.encoders.blocks import BlockSpec, Stack, hidden_width
+from vlalign.encoders.blocks import BlockSpec, stack_of
 from vlalign.encoders.encoding import Encoding
 from vlalign.encoders.layers import NORMS, Activation, Dtype, Linear, named
-from vlalign.encoders.pooling import MapHead, last_pool, mean_pool, pick
+from vlalign.encoders.pooling import last_pool, map_head_of, mean_pool, pick
 from vlalign.encoders.remat import Remat
 from vlalign.errors import UserError
 from vlalign.parallel.constraint import whole
@@ -79,7 +79,7 @@ class TextTransformer(nn.Module):
         position = self.param("position", named(normal, "length", "embed"), (l, d), jnp.float32)
         x = jnp.take(whole(table), tokens, axis=0) + position[None]
         real_bl = tokens != self.pad_id
-        x = self._stack(name="transformer")(
+        x = stack_of(self, self.block, name="transformer")(
             x.astype(jnp.dtype(self.dtype)),
             self._mask(real_bl),
             turns=self._turns(l),
@@ -119,38 +119,18 @@ class TextTransformer(nn.Module):
             pooled = mean_pool(x_bld, real_bl)
         else:
             seen = real_bl if self.mask_padding else jnp.ones_like(real_bl)
-            pooled = self._map_head(name="map")(x_bld, seen)
+            pooled = map_head_of(self, self.heads, name="map")(x_bld, seen)
         if self.embed_dim is not None:
             axes = ("embed", "joint")
             proj = Linear((self.width,), (self.embed_dim,), axes, bias=self.bias, name="proj")
             pooled = proj(pooled)
         return pooled.astype(jnp.float32)
 
-    def _map_head(self, **scope: Any) -> MapHead:
-        hidden = hidden_width(self.width, self.mlp_ratio)
-        args = (self.width, self.heads, hidden, self.activation, self.epsilon, self.dtype)
-        return MapHead(*args, **scope)
-
-    def _stack(self, **scope: Any) -> Stack:
-        return Stack(
-            self.width,
-            self.depth,
-            self.heads,
-            hidden_width(self.width, self.mlp_ratio),
-            self.activation,
-            self.epsilon,
-            self.scan,
-            self.remat,
-            self.dtype,
-            self.block,
-            **scope,
-        )
-
     def flops(self, shape: tuple[int, ...], *, train: bool = False) -> int:
         """Forward FLOPs of the matrix products for one text of `shape` (l,)."""
         del train
         # parent=None: these are read for their numbers, outside of any scope.
-        total = self._stack(parent=None).flops(shape[0])
+        total = stack_of(self, self.block, parent=None).flops(shape[0])
         if self.pool == "map":
-            total += self._map_head(parent=None).flops(shape[0])
+            total += map_head_of(self, self.heads, parent=None).flops(shape[0])
         return total + 2 * self.width * (self.embed_dim or 0)

@@ -1,17 +1,17 @@
 """Vision transformer (Dosovitskiy et al. 2021; CLIP and SigLIP image towers)."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlalign.encoders.blocks import BlockSpec, Stack, hidden_width
+from vlalign.encoders.blocks import BlockSpec, stack_of
 from vlalign.encoders.encoding import Encoding
 from vlalign.encoders.layers import NORMS, Activation, Dtype, Linear, named, uniform_by_row
 from vlalign.encoders.pixels import normalise
-from vlalign.encoders.pooling import MapHead, mean_pool
+from vlalign.encoders.pooling import map_head_of, mean_pool
 from vlalign.encoders.positions import sincos_grid
 from vlalign.encoders.remat import Remat
 from vlalign.encoders.resize import Resize, resize_grid
@@ -144,7 +144,7 @@ class ViT(nn.Module):
         x = self._prepend(x)
         if self.pre_norm:
             x = norm(self.epsilon, name="ln_pre")(x).astype(x.dtype)
-        x = self._stack(name="transformer")(
+        x = stack_of(self, self.block, name="transformer")(
             x, turns=self._turns(grid, kept), train=train, rows=rows
         )
         after = norm(self.epsilon, name="ln_post")
@@ -209,7 +209,7 @@ class ViT(nn.Module):
             return x_bld[:, 0]
         if self.pool == "mean":
             return mean_pool(x_bld[:, self._prefix :], mask[:, self._prefix :])
-        return self._map_head(name="map")(x_bld, mask)
+        return map_head_of(self, self.pool_heads or self.heads, name="map")(x_bld, mask)
 
     def _project(self, pooled: jax.Array) -> jax.Array:
         if self.embed_dim is not None:
@@ -217,27 +217,6 @@ class ViT(nn.Module):
             proj = Linear((self.width,), (self.embed_dim,), axes, bias=self.bias, name="proj")
             pooled = proj(pooled)
         return pooled.astype(jnp.float32)
-
-    def _stack(self, **scope: Any) -> Stack:
-        return Stack(
-            self.width,
-            self.depth,
-            self.heads,
-            hidden_width(self.width, self.mlp_ratio),
-            self.activation,
-            self.epsilon,
-            self.scan,
-            self.remat,
-            self.dtype,
-            self.block,
-            **scope,
-        )
-
-    def _map_head(self, **scope: Any) -> MapHead:
-        hidden = hidden_width(self.width, self.mlp_ratio)
-        heads = self.pool_heads or self.heads
-        args = (self.width, heads, hidden, self.activation, self.epsilon, self.dtype)
-        return MapHead(*args, **scope)
 
     def length(self, shape: tuple[int, ...], *, train: bool = False) -> int:
         """Tokens of one image of `shape` (h, w, 3)."""
@@ -250,7 +229,7 @@ class ViT(nn.Module):
         length = self.length(shape, train=train)
         total = 2 * math.prod(self.grid(shape[0], shape[1])) * self.patch_size**2 * 3 * self.width
         # parent=None: these are read for their numbers, outside of any scope.
-        total += self._stack(parent=None).flops(length)
+        total += stack_of(self, self.block, parent=None).flops(length)
         if self.pool == "map":
-            total += self._map_head(parent=None).flops(length)
+            total += map_head_of(self, self.pool_heads or self.heads, parent=None).flops(length)
         return total + 2 * self.width * (self.embed_dim or 0)
